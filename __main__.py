@@ -1,0 +1,60 @@
+"""From the stack's settings to served models: read, decide, declare, export."""
+# ruff: noqa: E402  the collector stops before the imports that it would slow down
+
+import gc
+
+gc.disable()  # importing the SDKs makes objects that all stay: searching them for garbage costs a fifth of the run
+
+import pulumi
+from pulumi.runtime.config import CONFIG, get_config_env, get_config_secret_keys_env, is_config_secret
+
+from components.cluster import Cluster, ClusterArgs
+from components.gpu_pool import GpuPool, GpuPoolArgs
+from components.gpu_runtime import GpuRuntime
+from components.kubernetes_access import KubernetesAccess, KubernetesAccessArgs
+from components.model_access import ModelAccess, ModelAccessArgs
+from components.model_server import ModelServer, ModelServerArgs
+from planning import plan as planner
+from planning import report, settings
+from planning.findings import InvalidStack, Severity
+
+gc.freeze()
+gc.enable()
+
+# Read. The whole bag, so that misspelt keys are found; the value of a secret stays out of it.
+bag = {**get_config_env(), **CONFIG.get()}
+secrets = {key for key in bag if is_config_secret(key)} | {*get_config_secret_keys_env()}
+reading = settings.from_pulumi(bag | dict.fromkeys(secrets, "[secret]"), secrets, pulumi.get_stack())
+
+# Decide, and stop before anything is declared.
+try:
+    plan = planner.read_and_decide(reading)
+except InvalidStack as invalid:
+    raise pulumi.RunError(f"the stack cannot be deployed:\n{invalid}") from None
+steps = [str(finding) for finding in plan.findings if finding.severity is Severity.STEP]
+if steps and not pulumi.runtime.is_dry_run():
+    raise pulumi.RunError("\n".join(["still to do before an update:", *steps]))
+for finding in plan.findings:
+    (pulumi.info if finding.severity is Severity.NOTE else pulumi.warn)(str(finding))
+
+# Declare.
+cluster = Cluster("cluster", ClusterArgs(plan=plan.cluster, names=plan.names))
+pools: list[GpuPool] = []
+for pool in plan.gpu_pools:
+    pools.append(GpuPool(f"gpu-{pool.name}", GpuPoolArgs(plan=pool, cluster=cluster, after=pools[-1:])))
+access = KubernetesAccess("access", KubernetesAccessArgs(plan=plan.cluster, cluster=cluster, pools=pools))
+GpuRuntime("gpu-runtime", plan.device_plugin, access.in_cluster)
+token = pulumi.Config().get_secret("hf-token") if plan.needs_hf_token else None
+models = ModelAccess("models", ModelAccessArgs(namespace=plan.namespace, hf_token=token), access.in_cluster)
+urls = {
+    model.name: ModelServer(model.name, ModelServerArgs(plan=model, access=models), access.in_cluster).url
+    for model in plan.models
+}
+
+# Export.
+pulumi.export("endpoints", urls)
+pulumi.export("cluster", cluster.managed_cluster.name)
+pulumi.export("kubeconfig", access.kubeconfig)
+for key, value in report.headline(plan).items():
+    pulumi.export(key, value)
+pulumi.export("readme", report.next_steps(plan))

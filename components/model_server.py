@@ -1,0 +1,98 @@
+"""One served model: Deployment, Service, disruption budget and service account."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import pulumi
+from pulumi_kubernetes import apps, core, meta, policy
+
+from components.model_access import ModelAccess
+from components.model_pod import HTTP, pod
+from planning.plan import ModelPlan
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelServerArgs:
+    """The model, and where it lives."""
+
+    plan: ModelPlan
+    access: ModelAccess
+
+
+class ModelServer(pulumi.ComponentResource):
+    """A vLLM endpoint inside the cluster; `url` is the base URL that OpenAI clients take."""
+
+    url: pulumi.Output[str]
+
+    def __init__(self, name: str, args: ModelServerArgs, opts: pulumi.ResourceOptions | None = None) -> None:
+        super().__init__("aks-vllm:index:ModelServer", name, None, opts)
+        plan = args.plan
+        # Two labels that never change: a Deployment's selector is immutable, so a third would replace every replica.
+        selector = {"app.kubernetes.io/name": "vllm", "app.kubernetes.io/instance": plan.name}
+        labels = {**selector, "app.kubernetes.io/managed-by": "pulumi"}
+        metadata = meta.v1.ObjectMetaArgs(name=plan.name, namespace=args.access.namespace, labels=labels)
+        # Longer than the Deployment's own progress deadline, so that Kubernetes' reason is reported, not a timeout.
+        limit = f"{plan.startup.pulumi_timeout_minutes}m"
+        timeouts = pulumi.CustomTimeouts(create=limit, update=limit)
+
+        account = core.v1.ServiceAccount(
+            f"{name}-service-account",
+            metadata=metadata,
+            automount_service_account_token=False,
+            opts=pulumi.ResourceOptions(parent=self),
+        )
+        budget = policy.v1.PodDisruptionBudget(
+            f"{name}-disruption-budget",
+            metadata=metadata,
+            spec=policy.v1.PodDisruptionBudgetSpecArgs(
+                selector=meta.v1.LabelSelectorArgs(match_labels=selector),
+                max_unavailable=plan.rollout.pdb_max_unavailable,
+            ),
+            opts=pulumi.ResourceOptions(parent=self),
+        )
+        deployment = apps.v1.Deployment(
+            f"{name}-deployment",
+            metadata=metadata,
+            spec=apps.v1.DeploymentSpecArgs(
+                replicas=plan.layout.replicas,
+                selector=meta.v1.LabelSelectorArgs(match_labels=selector),
+                strategy=_strategy(plan),
+                min_ready_seconds=plan.rollout.min_ready_seconds,
+                progress_deadline_seconds=plan.startup.progress_deadline_seconds,
+                template=core.v1.PodTemplateSpecArgs(
+                    metadata=meta.v1.ObjectMetaArgs(
+                        # What the engine reads is not all in the pod spec; a change to the rest must roll too.
+                        labels=labels,
+                        annotations={"aks-vllm/config-hash": plan.config_hash},
+                    ),
+                    spec=pod(plan, selector, args.access.token_secret if plan.preset.gated else None),
+                ),
+            ),
+            opts=pulumi.ResourceOptions(parent=self, depends_on=[account, budget], custom_timeouts=timeouts),
+        )
+        service = core.v1.Service(
+            f"{name}-service",
+            metadata=metadata,
+            spec=core.v1.ServiceSpecArgs(
+                type="ClusterIP",
+                selector=selector,
+                ports=[core.v1.ServicePortArgs(name=HTTP, port=plan.port, target_port=HTTP)],
+            ),
+            # Pulumi waits for a Service's endpoints too: after the Deployment they are ready, and should one not be,
+            # ten minutes, the default, are shorter than one start of a model.
+            opts=pulumi.ResourceOptions(parent=self, depends_on=[deployment], custom_timeouts=timeouts),
+        )
+        self.url = pulumi.Output.concat(
+            "http://", service.metadata.name, ".", service.metadata.namespace, f".svc.cluster.local:{plan.port}/v1"
+        )
+        self.register_outputs({"url": self.url})
+
+
+def _strategy(plan: ModelPlan) -> apps.v1.DeploymentStrategyArgs:
+    return apps.v1.DeploymentStrategyArgs(
+        type="RollingUpdate",
+        rolling_update=apps.v1.RollingUpdateDeploymentArgs(
+            max_surge=plan.rollout.max_surge, max_unavailable=plan.rollout.max_unavailable
+        ),
+    )

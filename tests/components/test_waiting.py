@@ -1,0 +1,89 @@
+"""What waits for what, and for how long."""
+
+from __future__ import annotations
+
+from sandbox.engine import Recording
+from sandbox.monitor import seconds
+from tests.components.harness import AGENT_POOL, CLUSTER, DEPLOYMENT, GRANT, PROVIDER, SERVICE, Record
+
+TWO_SIZES = {
+    "preset": None,
+    "models": {
+        "large": {"preset": "llama-3.3-70b-instruct", "vm-size": "Standard_ND96isr_H100_v5"},
+        "small": {"preset": "qwen3-8b", "vm-size": "Standard_NC40ads_H100_v5"},
+    },
+}
+
+
+def _in_cluster(recording: Recording) -> list[str]:
+    return [r.urn for r in recording.registrations if r.type.startswith("kubernetes:")]
+
+
+def test_the_kubernetes_provider_waits_for_the_grant_and_for_every_gpu_pool(recorded: Record) -> None:
+    recording = recorded(**TWO_SIZES)
+    needed = {r.urn for r in [recording.one(GRANT), *recording.of_type(AGENT_POOL)]}
+    assert len(needed) == 3
+    assert needed <= set(recording.one(PROVIDER).depends_on), (
+        "pods would be refused, or wait for a node that never comes"
+    )
+
+
+def test_everything_in_the_cluster_uses_that_provider(recorded: Record) -> None:
+    recording = recorded()
+    provider = recording.one(PROVIDER).urn
+    strays = [
+        r.urn
+        for r in recording.registrations
+        if r.type.startswith("kubernetes:") and not r.provider.startswith(f"{provider}::")
+    ]
+    assert _in_cluster(recording)
+    assert not strays, "without an explicit provider they go to whatever cluster the shell points at"
+
+
+def test_the_provider_is_never_replaced_because_of_its_kubeconfig(recorded: Record) -> None:
+    identifier = recorded().one(PROVIDER).inputs["clusterIdentifier"]
+    assert identifier == recorded().one(CLUSTER).inputs["resourceName"], "it must be known before the cluster exists"
+
+
+def test_pools_are_made_one_after_the_other(recorded: Record) -> None:
+    pools = recorded(**TWO_SIZES).of_type(AGENT_POOL)
+    urns = [pool.urn for pool in pools]
+    waits = [len(set(urns) & set(pool.depends_on)) for pool in pools]
+    assert waits == [0, 1], "AKS answers 409 to a second operation on the same cluster"
+
+
+def test_what_the_deletion_of_the_cluster_deletes_is_not_deleted_one_by_one(recorded: Record) -> None:
+    recording = recorded()
+    cluster = recording.one(CLUSTER).urn
+    parents = {r.urn: r for r in recording.registrations}
+    for urn in [*_in_cluster(recording), *(pool.urn for pool in recording.of_type(AGENT_POOL))]:
+        own, parent = parents[urn], parents[parents[urn].parent]
+        assert cluster in (own.deleted_with, parent.deleted_with), f"{urn} is deleted through an API that may be gone"
+
+
+def test_each_limit_leaves_room_for_the_one_inside_it(recorded: Record) -> None:
+    deployment = recorded().one(DEPLOYMENT)
+    spec = deployment.inputs["spec"]
+    (vllm,) = spec["template"]["spec"]["containers"]
+    probe = vllm["startupProbe"]["periodSeconds"] * vllm["startupProbe"]["failureThreshold"]
+    deadline = spec["progressDeadlineSeconds"]
+    assert probe < deadline, "the Deployment would give up while a replica still may become ready"
+    for operation in ("create", "update"):
+        assert deadline < seconds(deployment.custom_timeouts[operation]), (
+            f"{operation} would end before Kubernetes says why"
+        )
+
+
+def test_a_service_waits_for_its_deployment_and_as_long(recorded: Record) -> None:
+    recording = recorded()
+    service, deployment = recording.one(SERVICE), recording.one(DEPLOYMENT)
+    assert deployment.urn in service.depends_on, "Pulumi waits for a Service's endpoints too, and would time out first"
+    assert service.custom_timeouts == deployment.custom_timeouts
+
+
+def test_the_grace_period_covers_the_sleep_and_the_longest_answer(recorded: Record) -> None:
+    pod = recorded().one(DEPLOYMENT).inputs["spec"]["template"]["spec"]
+    (vllm,) = pod["containers"]
+    flag = vllm["args"].index("--shutdown-timeout")
+    drain = vllm["lifecycle"]["preStop"]["sleep"]["seconds"] + int(vllm["args"][flag + 1])
+    assert drain < pod["terminationGracePeriodSeconds"], "answers under way would be cut off"
