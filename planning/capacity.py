@@ -35,3 +35,13 @@ class QuotaNeed:
     vcpus: int
     vm_size: str
     nodes: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class CostPlan:
+    """List prices, US dollars; None where the catalogue has no price for the region."""
+
+    gpu_pools_per_hour: float | None
+    gpu_pools_per_month: float | None  # 730 hours
+    price_date: str
+    price_region: str

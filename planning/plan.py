@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from planning.capacity import GpuPoolPlan, QuotaNeed
+from planning.capacity import CostPlan, GpuPoolPlan, QuotaNeed
 from planning.catalogue import Image, Preset
 from planning.findings import Finding
 from planning.memory import MemoryPlan
@@ -94,16 +94,6 @@ class ModelPlan:
     startup: StartupBudget
     rollout: RolloutPlan
     config_hash: str  # pod template annotation: changes when anything the engine reads changes
-
-
-@dataclass(frozen=True, kw_only=True)
-class CostPlan:
-    """List prices, US dollars; None where the catalogue has no price for the region."""
-
-    gpu_pools_per_hour: float | None
-    gpu_pools_per_month: float | None  # 730 hours
-    price_date: str
-    price_region: str
 
 
 @dataclass(frozen=True, kw_only=True)
