@@ -1,0 +1,70 @@
+# Every target makes what it needs and can be run again. `make` alone lists them.
+PYTHON ?= python3
+STACK ?= sandbox
+RUN := .venv/bin/python
+READY := .venv/.ready
+# SET="max-model-len=8192 vllm.max-num-seqs=64" becomes one --set for each pair.
+OVERRIDES = $(foreach pair,$(SET),--set '$(pair)')
+
+.DEFAULT_GOAL := help
+.PHONY: help up down preview status plan fit presets pin test check format bench clean requirements
+
+help: ## list the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-13s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+up: $(READY) ## deploy the sandbox stack on this machine: report, control plane, resources
+	@$(RUN) -m sandbox up --stack $(STACK) $(OVERRIDES)
+
+down: $(READY) ## remove what `make up` made, processes and state included
+	@$(RUN) -m sandbox destroy --stack $(STACK)
+
+preview: $(READY) ## what `make up` would change
+	@$(RUN) -m sandbox preview --stack $(STACK) $(OVERRIDES)
+
+status: $(READY) ## the sandbox's workloads and outputs
+	@$(RUN) -m sandbox status --stack $(STACK)
+
+plan: $(READY) ## the report: make plan STACK=prod SET="max-model-len=32768"
+	@$(RUN) -m planning report --stack $(STACK) $(OVERRIDES)
+
+fit: $(READY) ## will a model fit: make fit ARGS="--preset qwen3-8b --gpu H100-80GB --tensor-parallel-size 1"
+	@$(RUN) -m planning fit $(ARGS)
+
+presets: $(READY) ## the models there are presets for
+	@$(RUN) -m planning presets
+
+pin: $(READY) ## fill unknown revisions and digests, online: make pin PRESET=qwen3-8b
+	@$(RUN) -m preflight.pin $(PRESET)
+
+test: $(READY) ## all tests; the first run builds the control plane, about ten minutes on two cores
+	@$(RUN) -m pytest $(ARGS)
+
+check: $(READY) ## lint, format and types
+	$(RUN) -m ruff check .
+	$(RUN) -m ruff format --check .
+	$(RUN) -m ty check --error-on-warning
+
+format: $(READY) ## put the code into its form
+	$(RUN) -m ruff check --fix .
+	$(RUN) -m ruff format .
+
+bench: $(READY) ## the figures of docs/benchmarks.md, as ratios measured in one run
+	@$(RUN) -m bench $(ARGS)
+
+clean: ## remove the virtual environment and tool caches
+	rm -rf .venv .pytest_cache .ruff_cache .hypothesis
+
+requirements: ## regenerate requirements*.txt from pyproject.toml (needs `uv` on PATH)
+	uv pip compile pyproject.toml $(COMPILE) -o requirements.txt
+	uv pip compile pyproject.toml --group dev $(COMPILE) -o requirements-dev.txt
+
+COMPILE := --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-header --quiet
+
+# The stamp comes last: an interrupted installation is taken up again.
+$(READY): requirements-dev.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || \
+		{ echo "aks-vllm needs Python 3.11 or newer; $(PYTHON) is $$($(PYTHON) -V 2>&1). Install one, or name it: make PYTHON=python3.12 $(MAKECMDGOALS)" >&2; exit 1; }
+	@echo "Making the virtual environment .venv (about a minute, once)"
+	@$(PYTHON) -m venv .venv
+	@$(RUN) -m pip install --quiet --disable-pip-version-check --require-hashes --requirement requirements-dev.txt
+	@touch $@
