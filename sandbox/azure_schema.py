@@ -45,6 +45,10 @@ class ResourceSchema:
         """
         return list(_object_problems(dict(inputs), self.inputs, (), more_choices))
 
+    def takes(self, name: str) -> bool:
+        """Whether the program may send a top-level property of this name."""
+        return name in _fields(self.inputs)
+
     def only_inputs(self, values: Mapping[str, Value]) -> dict[str, Value]:
         """The part of what Azure returned that the program may also send."""
         return _only_inputs(dict(values), self.inputs)
