@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from enum import StrEnum
+
+#: Last parts of keys whose values are never shown, whoever wrote them there. `max-answer-tokens` is a number.
+_SECRET_KEY = re.compile(r"(^|[.:_-])(token|secret|password|credential|api[-_]?key|passwd)s?$", re.IGNORECASE)
+_HUGGING_FACE_TOKEN = re.compile(r"hf_\w+")
+_SHOWN_MAX = 80  # characters of a value in a message
 
 
 class Severity(StrEnum):
@@ -38,9 +44,16 @@ class Problem:
     source: str  # the file, or "--set"
     remedy: str
 
+    @property
+    def shown(self) -> str:
+        """The value as a message may show it: on one line, not too long, and never a secret."""
+        if _SECRET_KEY.search(self.key) and "max-" not in self.key:
+            return "(hidden)"
+        text = " ".join(_as_written(self.value).split())
+        return without_tokens(text if len(text) <= _SHOWN_MAX else text[: _SHOWN_MAX - 1] + "…")
+
     def __str__(self) -> str:
-        shown = "(secret)" if "token" in self.key else self.value
-        return f"{self.key} = {shown}: {self.limit} ({self.source}); {self.remedy}"
+        return f"{without_tokens(self.key)} = {self.shown}: {self.limit} ({self.source}); {self.remedy}"
 
 
 class InvalidStack(Exception):  # noqa: N818  it names the state of the stack, as Pulumi's own errors do
@@ -49,3 +62,13 @@ class InvalidStack(Exception):  # noqa: N818  it names the state of the stack, a
     def __init__(self, problems: Iterable[Problem]) -> None:
         self.problems = tuple(problems)
         super().__init__("\n".join(str(problem) for problem in self.problems))
+
+
+def without_tokens(text: str) -> str:
+    """Text in which whatever looks like a Hugging Face token is hidden."""
+    return _HUGGING_FACE_TOKEN.sub("(hidden)", text)
+
+
+def _as_written(value: object) -> str:
+    """As the stack file would have it: true, not True."""
+    return str(value).lower() if isinstance(value, bool) else "nothing" if value is None else str(value)

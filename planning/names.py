@@ -6,6 +6,8 @@ a logical one may not.
 
 from __future__ import annotations
 
+import hashlib
+import re
 from dataclasses import dataclass
 
 # https://learn.microsoft.com/azure/azure-resource-manager/management/resource-name-rules
@@ -13,6 +15,9 @@ RESOURCE_GROUP_MAX = 90
 CLUSTER_MAX = 63
 NODE_RESOURCE_GROUP_MAX = 80
 DNS_PREFIX_MAX = 54
+
+#: Lower-case letters, digits and hyphens are what all four may hold; a DNS prefix ends in a letter or digit.
+_PLAIN = re.compile(r"[a-z0-9]([a-z0-9-]*[a-z0-9])?")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,10 +31,19 @@ class Names:
 
 
 def names(stack: str) -> Names:
-    """Names for one stack."""
+    """Names for one stack. Two stacks never share one: what is cut or replaced comes back as a hash."""
+    longest = min(
+        RESOURCE_GROUP_MAX - len("rg-aks-vllm-"),
+        NODE_RESOURCE_GROUP_MAX - len("rg-aks-vllm--nodes"),
+        CLUSTER_MAX - len("aks-vllm-"),
+        DNS_PREFIX_MAX - len("aks-vllm-"),
+    )
+    if not _PLAIN.fullmatch(stack) or len(stack) > longest:
+        plain = re.sub(r"[^a-z0-9]+", "-", stack.lower()).strip("-")
+        stack = f"{plain[: longest - 9]}-{hashlib.sha256(stack.encode()).hexdigest()[:8]}".lstrip("-")
     return Names(
-        resource_group=f"rg-aks-vllm-{stack}"[:RESOURCE_GROUP_MAX],
-        cluster=f"aks-vllm-{stack}"[:CLUSTER_MAX],
-        node_resource_group=f"rg-aks-vllm-{stack}-nodes"[:NODE_RESOURCE_GROUP_MAX],
-        dns_prefix=f"aks-vllm-{stack}"[:DNS_PREFIX_MAX],
+        resource_group=f"rg-aks-vllm-{stack}",
+        cluster=f"aks-vllm-{stack}",
+        node_resource_group=f"rg-aks-vllm-{stack}-nodes",
+        dns_prefix=f"aks-vllm-{stack}",
     )
