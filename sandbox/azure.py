@@ -4,8 +4,8 @@ Strict in the names, types and values of `azure_schema` and `azure-rules.yaml`, 
 by Azure for its form. A managed cluster is the real control plane of `control_plane`; agent pools are KWOK nodes in it.
 
 Failures can be ordered: `AKS_VLLM_FAULTS="create AgentPool=AllocationFailed, delete ManagedCluster=SkuNotAvailable"`
-fails each operation named, after it has begun, with a code of `azure-rules.yaml`. Without the variable the next run goes
-on from there.
+fails each operation named, after it has begun, with a code of `azure-rules.yaml`. Without the variable the next run
+goes on from there.
 """
 
 from __future__ import annotations
@@ -408,8 +408,8 @@ class SimulatedAzure(sdk.Provider):
 
     def _remove_nodes(self, names: list[str]) -> None:
         for name in names:
-            if self._plane and self._plane.running():
-                self._plane.remove_node(name)
+            if self._plane:
+                self.resume().remove_node(name)
 
     # What Azure keeps and answers.
 

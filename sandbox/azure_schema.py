@@ -60,7 +60,7 @@ class ResourceSchema:
 
 @cache
 def schema(token: str) -> ResourceSchema | None:
-    """The schema of a type token such as `azure-native:containerservice:AgentPool`; None if the SDK has no such type."""
+    """The schema of a token such as `azure-native:containerservice:AgentPool`; None if the SDK has no such type."""
     _, module_name, name = token.split(":")
     try:
         module = importlib.import_module(f"pulumi_azure_native.{module_name}")

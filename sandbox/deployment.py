@@ -54,6 +54,7 @@ class Step:
     op: Op
     custom: bool
     changes: tuple[Change, ...] = ()
+    because: str = ""  # why it is replaced, deleted or done again, in words
 
     @property
     def name(self) -> str:
@@ -103,6 +104,7 @@ class _Decision:
 
     op: Op
     changes: list[Change]
+    because: str = ""
     delete_first: bool = False
 
 
@@ -122,6 +124,7 @@ class Deployment:
     scrubber: Scrubber
     dry_run: bool
     cancelled: threading.Event = field(default_factory=threading.Event)
+    why_delete: str = "the program no longer declares it"
 
     steps: list[Step] = field(default_factory=list)
     registrations: list[Registration] = field(default_factory=list)
@@ -173,9 +176,7 @@ class Deployment:
                 self.outputs = outputs
             else:
                 self.component_outputs[urn] = outputs
-            if not self.dry_run:
-                self._new[urn].outputs = outputs
-            self._save()
+            self._new[urn].outputs = outputs
 
     def invoke(self, token: str, provider: str, arguments: dict[str, Value]) -> dict[str, Value] | None:
         """Call a provider's function; None while its provider or its arguments are unknown.
@@ -219,7 +220,7 @@ class Deployment:
         if urn in self._seen:
             raise self.refuse(f"Duplicate resource URN {urn!r}; try giving it a unique name")
         known = {*registration.depends_on, *registration.replace_with, registration.deleted_with, registration.parent}
-        for other in sorted(known - {""} - set(self._seen)):
+        for other in sorted(other for other in known if other and other not in self._seen):
             raise self.refuse(f"{urn} depends on {other}, which is not registered")
         self._seen[urn] = registration
         self.registrations.append(registration)
@@ -315,7 +316,10 @@ class Deployment:
         inputs = self._check(goal, old, provider)
         new = self._fresh(goal, inputs)
         decision = self._decide(goal, old, new, provider)
-        step = Step(urn=goal.urn, type=goal.type, op=decision.op, custom=True, changes=tuple(decision.changes))
+        changes = tuple(decision.changes)
+        step = Step(
+            urn=goal.urn, type=goal.type, op=decision.op, custom=True, changes=changes, because=decision.because
+        )
         self._plan(step)
         if decision.op is Op.REPLACE and old is not None:
             self._make_room(step, old, delete_first=decision.delete_first)
@@ -354,10 +358,11 @@ class Deployment:
         if old is None:
             deleted = self._deleted_first.get(goal.urn)
             if deleted is not None:
-                return _Decision(op=Op.REPLACE, changes=differences(deleted.inputs, new.inputs))
-            return _Decision(op=Op.CREATE, changes=differences({}, new.inputs))
+                because = "something that it is built on is replaced"
+                return _Decision(op=Op.REPLACE, changes=differences(deleted.inputs, new.inputs), because=because)
+            return _Decision(op=Op.CREATE, changes=[])
         if old.pending in _GONE:
-            return _Decision(op=Op.CREATE, changes=differences({}, new.inputs))
+            return _Decision(op=Op.CREATE, changes=[], because=f"an earlier run was stopped while {old.pending} it")
         changes = differences(old.inputs, new.inputs)
         replaces: list[str] = []
         delete_first = False
@@ -381,18 +386,27 @@ class Deployment:
             changes = differences(old.declared, dict(goal.inputs))
             changed = bool(changes)
             new.inputs = new.inputs if changed else old.inputs
-        watched = [parse_path(path) for path in goal.replace_on_changes]
-        forced = (
-            any(covers(pattern, change.path) for pattern in watched for change in changes)
-            or old.replacement_trigger != goal.replacement_trigger
-            or bool(self._replaced & {*goal.replace_with, goal.provider.rpartition("::")[0]})
-        )
-        if forced or (changed and replaces):
+        because = self._forced(goal, old, changes)
+        if changed and replaces and not because:
+            because = f"{', '.join(replaces)} cannot change in place"
+        if because:
             first = delete_first if goal.delete_before_replace is None else goal.delete_before_replace
-            return _Decision(op=Op.REPLACE, changes=changes, delete_first=first)
-        if changed or old.pending == "updating":
+            return _Decision(op=Op.REPLACE, changes=changes, because=because, delete_first=first)
+        if old.pending == "updating":
+            return _Decision(op=Op.UPDATE, changes=changes, because="an earlier run was stopped while updating it")
+        if changed:
             return _Decision(op=Op.UPDATE, changes=changes)
         return _Decision(op=Op.SAME, changes=[])
+
+    def _forced(self, goal: Registration, old: ResourceState, changes: Sequence[Change]) -> str:
+        """Why the program's options demand a replacement; empty when they do not."""
+        for text in goal.replace_on_changes:
+            if any(covers(parse_path(text), change.path) for change in changes):
+                return f"the program replaces it when {text} changes"
+        if old.replacement_trigger != goal.replacement_trigger:
+            return "its replacement trigger changed"
+        replaced = self._replaced & {*goal.replace_with, goal.provider.rpartition("::")[0]}
+        return f"{min(replaced).rsplit('::', 1)[1]} is replaced" if replaced else ""
 
     # Steps.
 
@@ -478,8 +492,10 @@ class Deployment:
             if step.op is not Op.SAME:
                 new.pending = ""
             self._take_over(new)
+            if step.op is Op.SAME:
+                return  # the file has it already; the last step of the run writes what little is new
             self._save()
-        if not self.dry_run and step.op is not Op.SAME:
+        if not self.dry_run:
             self._finished(step)
 
     def _make_room(self, step: Step, old: ResourceState, *, delete_first: bool) -> None:
@@ -512,7 +528,9 @@ class Deployment:
         They use its id or another output in a property that cannot change in place, or it is their provider.
         """
         gone, doomed = {old.urn}, []
-        for other in [r for r in self._old.values() if r.urn not in self._claimed]:
+        with self._lock:
+            unclaimed = [r for r in self._old.values() if r.urn not in self._claimed]
+        for other in unclaimed:
             through = [key for key, urns in other.property_dependencies.items() if gone & set(urns)]
             by_provider = other.provider.rpartition("::")[0] in gone
             if not by_provider and not (through and self._would_replace(other, through)):
@@ -541,7 +559,7 @@ class Deployment:
     # Deleting.
 
     def delete_leftovers(self) -> None:
-        """Delete what the program no longer declares and what was replaced, dependents first.
+        """Delete what the program no longer declares and what was replaced, dependents first: the run's last step.
 
         Raises StepFailedError.
         """
@@ -549,7 +567,9 @@ class Deployment:
         going = [*leftovers, *self._condemned]
         gone = {r.urn for r in going}
         for resource in going[::-1]:
-            step = Step(urn=resource.urn, type=resource.type, op=Op.DELETE, custom=resource.custom)
+            step = Step(
+                urn=resource.urn, type=resource.type, op=Op.DELETE, custom=resource.custom, because=self.why_delete
+            )
             if not resource.delete:
                 if resource.protect:
                     raise self.refuse(self.protected(resource))
@@ -559,6 +579,7 @@ class Deployment:
             if self.cancelled.is_set():
                 raise StepFailedError("stopped before everything was deleted")
             self._delete(resource, gone)
+        self._save()
 
     def _delete(self, resource: ResourceState, gone: Iterable[str]) -> None:
         """Delete one resource and forget it; with `deletedWith` among the gone ones there is nothing to call."""

@@ -20,7 +20,7 @@ from sandbox.monitor import STACK_TYPE, Registration
 from sandbox.program import Program, ProgramCrashedError, ProgramRefusedError, run
 from sandbox.providers import PROVIDER_TYPE, BadReferenceError, Package, Providers, call
 from sandbox.state import ResourceState, Store
-from sandbox.values import Scrubber, Secret, Value, differences, from_properties, to_properties
+from sandbox.values import Scrubber, Secret, Value, differences, from_properties, to_properties, with_secrets_of
 
 
 class RunFailedError(Exception):
@@ -114,13 +114,14 @@ class Engine:
         """
         state = self.store.load()
         deployment = self._deployment(config, state, dry_run=False)
+        deployment.why_delete = ""
         protected = [r for r in state if r.protect and r.custom]
         if protected:
             raise RunFailedError([deployment.protected(resource) for resource in protected])
         try:
             deployment.delete_leftovers()
         except (StepFailedError, BadReferenceError) as stopped:
-            raise RunFailedError(deployment.failures or [str(stopped)]) from None
+            raise RunFailedError(deployment.failures or [self.scrubber.clean(str(stopped))]) from None
         return Result(steps=tuple(deployment.steps))
 
     def outputs(self) -> dict[str, Value]:
@@ -178,10 +179,12 @@ class Engine:
         step = Step(urn=resource.urn, type=resource.type, op=Op.SAME, custom=True)
         if not response.resource_id:
             return None, replace(step, op=Op.DELETE)
-        outputs = from_properties(response.properties)
-        inputs = from_properties(response.inputs) or resource.inputs
+        outputs = with_secrets_of(from_properties(response.properties), resource.outputs, ())
+        inputs = with_secrets_of(from_properties(response.inputs), resource.inputs, ()) or resource.inputs
+        self.scrubber.learn(outputs)
         changes = differences(resource.outputs, outputs)
-        fresh = replace(resource, id=response.resource_id, inputs=inputs, outputs=outputs, pending="")
+        # What was interrupted stays so: that it exists does not mean that it is finished.
+        fresh = replace(resource, id=response.resource_id, inputs=inputs, outputs=outputs)
         return fresh, replace(step, op=Op.UPDATE if changes else Op.SAME, changes=tuple(changes))
 
 

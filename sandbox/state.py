@@ -140,6 +140,7 @@ class ResourceState:
         return self.urn.rsplit("::", 1)[1]
 
 
+_FIELDS = tuple(item.name for item in fields(ResourceState))
 _VALUES = ("declared", "inputs", "outputs", "replacement_trigger")
 
 
@@ -152,6 +153,7 @@ class Store:
         self.folder = folder
         self.vault = Vault(folder / "key")
         self.file = folder / "state.json"
+        self._written: dict[str, tuple[tuple[Any, ...], str]] = {}  # URN -> what was encoded, and its text
 
     def load(self) -> list[ResourceState]:
         """The resources of the stack, dependencies first; none when the stack does not exist.
@@ -172,12 +174,19 @@ class Store:
             ) from None
 
     def save(self, resources: Sequence[ResourceState]) -> None:
-        """Replace the state."""
-        entries = []
-        for resource in resources:
-            shallow = {item.name: getattr(resource, item.name) for item in fields(resource)}
-            entries.append({key: self.vault.encode(value) for key, value in shallow.items()})
-        write_atomically(self.file, json.dumps({"format": self.FORMAT, "resources": entries}, indent=1))
+        """Replace the state. Only what has changed since the last time is encoded again."""
+        texts = [self._text(resource) for resource in resources]
+        write_atomically(self.file, f'{{"format": {self.FORMAT}, "resources": [\n' + ",\n".join(texts) + "\n]}\n")
+
+    def _text(self, resource: ResourceState) -> str:
+        # Values are replaced, never changed in place, so that equal identities mean equal values.
+        shown = tuple(getattr(resource, name) for name in _FIELDS)
+        key = f"{resource.urn}{' (replaced)' if resource.delete else ''}"
+        known = self._written.get(key)
+        if known is None or any(a is not b for a, b in zip(known[0], shown, strict=True)):
+            entry = dict(zip(_FIELDS, (self.vault.encode(value) for value in shown), strict=True))
+            known = self._written[key] = shown, json.dumps(entry)
+        return known[1]
 
     def _resource(self, entry: Mapping[str, Any]) -> ResourceState:
         return ResourceState(**{k: self.vault.decode(v) if k in _VALUES else v for k, v in entry.items()})

@@ -8,14 +8,14 @@ from pathlib import Path
 
 import pytest
 
-from sandbox.engine import Engine, InputRefused, record
+from sandbox.engine import Engine, InputRefusedError, record
 from sandbox.state import Store
 from tests.components.harness import ROOT, TOKEN, TOKEN_KEY, Record, stack_config
 
 
 def test_all_problems_are_told_at_once_and_none_is_told_twice() -> None:
     config = stack_config({"max-model-len": "many", "replicas": 0, "presset": "x"})
-    with pytest.raises(InputRefused) as refusal:
+    with pytest.raises(InputRefusedError) as refusal:
         record(ROOT, "test", config, secret_keys=[TOKEN_KEY])
     text = str(refusal.value)
     assert [text.count(f"{key} = ") for key in ("max-model-len", "replicas", "presset")] == [1, 1, 1], text
@@ -23,7 +23,7 @@ def test_all_problems_are_told_at_once_and_none_is_told_twice() -> None:
 
 
 def test_a_token_in_clear_is_refused_without_repeating_it() -> None:
-    with pytest.raises(InputRefused) as refusal:
+    with pytest.raises(InputRefusedError) as refusal:
         record(ROOT, "test", stack_config({}), secret_keys=[])
     assert "hf-token" in str(refusal.value)
     assert TOKEN not in str(refusal.value), "an error message is where tokens leak into build logs"
@@ -38,7 +38,7 @@ def test_a_missing_token_is_a_warning_in_a_preview(recorded: Record) -> None:
 def test_an_update_with_steps_still_to_do_declares_nothing(tmp_path: Path) -> None:
     config = {key: value for key, value in stack_config({}).items() if key != TOKEN_KEY}
     engine = Engine(project="aks-vllm", stack="test", store=Store(tmp_path), packages={})
-    with pytest.raises(InputRefused, match="hf-token"):
+    with pytest.raises(InputRefusedError, match="hf-token"):
         engine.up(ROOT / "__main__.py", root=ROOT, config=config, secret_keys=[])
     assert engine.store.load() == [], "an update that will be refused must not begin"
 
