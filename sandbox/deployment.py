@@ -375,7 +375,7 @@ class Deployment:
                 ignore_changes=list(goal.ignore_changes),
             )
             # The SDK's request has no field for them, the wire format has: providers compare inputs with inputs.
-            request.old_inputs = to_properties(old.inputs)  # type: ignore[attr-defined]
+            vars(request)["old_inputs"] = to_properties(old.inputs)
             response = self._ask(goal.urn, provider.diff(request))
             changed = bool(changes) if response.changes is None else response.changes
             replaces, delete_first = response.replaces, response.delete_before_replace
@@ -553,7 +553,7 @@ class Deployment:
             new_inputs=to_properties(inputs),
             ignore_changes=[],
         )
-        request.old_inputs = to_properties(other.inputs)  # type: ignore[attr-defined]
+        vars(request)["old_inputs"] = to_properties(other.inputs)
         return bool(self._ask(other.urn, provider.diff(request)).replaces)
 
     # Deleting.

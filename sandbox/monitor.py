@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
-from google.protobuf.empty_pb2 import Empty
+from google.protobuf.empty_pb2 import Empty  # ty: ignore[missing-module-member]  (made at run time)
 from pulumi.runtime.proto import engine_pb2, resource_pb2
 
 from sandbox.values import Value, from_property, from_struct, to_struct

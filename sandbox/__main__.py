@@ -1,0 +1,469 @@
+"""The sandbox's command line: preview, up, refresh, destroy and status of a stack, on this machine alone.
+
+Everything it writes is in `.sandbox/<stack>/`; `destroy` removes that folder. No tracked file is changed: the stack
+file is copied, and `--set` holds for one run. `AKS_VLLM_POD_READY_SECONDS` (default 3) is how long a simulated model
+pod takes to become ready; `sandbox.azure` says how to order failures.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import hashlib
+import hmac
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+import time
+import traceback
+from collections.abc import Generator, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from itertools import pairwise
+from pathlib import Path
+from types import FrameType
+from typing import Any, NoReturn
+
+import yaml
+
+from sandbox import toolchain
+from sandbox.azure import AzureError, SimulatedAzure
+from sandbox.cluster_api import ClusterApi, ClusterError
+from sandbox.control_plane import ControlPlane, ControlPlaneError
+from sandbox.display import Display
+from sandbox.engine import Engine, InputRefusedError, Result, RunFailedError
+from sandbox.kubernetes import KubernetesProvider
+from sandbox.providers import BadReferenceError
+from sandbox.state import ResourceState, StackBusyError, Store, UnreadableStateError
+from sandbox.values import Value, has_unknown, masked, reveal, show_path
+
+ROOT = Path(__file__).parents[1]
+PROJECT = "aks-vllm"
+LOCATION = "azure-native:location"
+TOKEN = f"{PROJECT}:hf-token"
+READY_SECONDS = "AKS_VLLM_POD_READY_SECONDS"
+#: Seconds of each step of a simulated Azure operation: long enough to be seen.
+OPERATION_SECONDS = 0.3
+#: What serves models; a DaemonSet belongs to the nodes.
+WORKLOADS = {"kubernetes:apps/v1:Deployment": "deployments", "kubernetes:apps/v1:StatefulSet": "statefulsets"}
+#: Failures that their message explains; everything else is a defect, and goes to the log with its traceback.
+EXPECTED = (
+    StackBusyError,
+    UnreadableStateError,
+    toolchain.ToolchainError,
+    ControlPlaneError,
+    ClusterError,
+    AzureError,
+    BadReferenceError,
+    OSError,
+)
+
+
+class RefusedError(Exception):
+    """The input is wrong; nothing was changed."""
+
+    def __init__(self, *problems: str) -> None:
+        super().__init__("\n".join(problems))
+        self.problems = list(problems)
+
+
+class _Parser(argparse.ArgumentParser):
+    """Its errors are told like all others, as JSON where that was asked for."""
+
+    def error(self, message: str) -> NoReturn:
+        raise RefusedError(f"{message} (see `python -m sandbox --help`)")
+
+
+def parser() -> argparse.ArgumentParser:
+    """The options, the same for every command."""
+    made = _Parser(prog="python -m sandbox", description="Run the whole stack on this machine, without Azure.")
+    made.add_argument("command", choices=["preview", "up", "refresh", "destroy", "status"])
+    made.add_argument("--stack", default="sandbox", help="the stack file stacks/Pulumi.<stack>.yaml (default: sandbox)")
+    made.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="a setting, for this run only")
+    made.add_argument("--engine", choices=["embedded", "cli"], default="embedded")
+    made.add_argument("--format", choices=["text", "json"], default="text")
+    return made
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run a command; 0 = done, 1 = failed, 2 = the input is wrong."""
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    as_json = "--format=json" in given or any(pair == ("--format", "json") for pair in pairwise(given))
+    display = Display(sys.stderr if as_json else sys.stdout)
+    command: Command | None = None
+    try:
+        options = parser().parse_args(given)
+        if options.engine == "cli":
+            raise RefusedError(
+                "--engine cli comes in a later version; leave it out: the embedded engine runs the same program"
+            )
+        command = Command(options.stack, options.set, display, as_json=as_json)
+        answer = command.run(options.command)
+        if as_json:
+            print(json.dumps(answer))
+        return 0
+    except (RefusedError, InputRefusedError) as refused:
+        return _failed(2, refused.problems, display, as_json)
+    except RunFailedError as failed:
+        problems = [*failed.problems]
+        if failed.details and command:
+            problems.append(f"details are in {command.log(failed.details)}")
+        if command and command.interrupted:
+            problems.append(command.how_to_go_on)
+        return _failed(1, problems, display, as_json)
+    except EXPECTED as failed:
+        return _failed(1, [command.clean(str(failed)) if command else str(failed)], display, as_json)
+    except KeyboardInterrupt:
+        return _failed(1, [command.how_to_go_on if command else "stopped"], display, as_json)
+    except Exception as defect:
+        where = f"; details are in {command.log(traceback.format_exc())}" if command else ""
+        problem = f"this should not have happened: {type(defect).__name__}{where}"
+        return _failed(1, [problem], display, as_json)
+
+
+def _failed(code: int, problems: list[str], display: Display, as_json: bool) -> int:
+    display.problems(problems)
+    if as_json:
+        print(json.dumps({"error": "\n".join(problems), "problems": problems}))
+    return code
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config:
+    """What the Pulumi CLI would hand to the program."""
+
+    values: Mapping[str, str]
+    secret_keys: tuple[str, ...] = ()
+
+
+class Command:
+    """One command on one stack."""
+
+    def __init__(self, stack: str, overrides: Sequence[str], display: Display, *, as_json: bool) -> None:
+        if not re.fullmatch(r"[A-Za-z0-9][\w.-]{0,99}", stack):
+            raise RefusedError(f"--stack {stack}: a stack's name has letters, digits, '-', '_' and '.' only")
+        self.stack = stack
+        self.overrides = overrides
+        self.display = display
+        self.as_json = as_json
+        self.folder = ROOT / ".sandbox" / stack
+        self.store = Store(self.folder)
+        self.interrupted = False
+        self._name = ""
+        ready = os.environ.get(READY_SECONDS, "3")
+        if not re.fullmatch(r"\d+(\.\d+)?", ready):
+            raise RefusedError(f"{READY_SECONDS} = {ready}: must be a number of seconds such as 3")
+        self.plane = ControlPlane(self.folder / "control-plane", display.progress, pod_ready_delay_seconds=float(ready))
+        self._engine: Engine | None = None
+        self._engine_runs = False
+
+    def run(self, name: str) -> dict[str, Any]:
+        """The command's answer as JSON data; text has gone to the display."""
+        self._name = name
+        if name == "status":
+            return self.status()
+        if not self.folder.exists() and name in ("destroy", "refresh"):
+            self.display.line(f"There is no sandbox {self.stack}: nothing to {name}.")
+            return self._changes(Result(steps=()))
+        with self._signals(), self.store.locked():
+            return {"preview": self.preview, "up": self.up, "refresh": self.refresh, "destroy": self.destroy}[name]()
+
+    @property
+    def how_to_go_on(self) -> str:
+        """What to tell a person who stopped the command."""
+        again = f"`python -m sandbox {self._name}{'' if self.stack == 'sandbox' else f' --stack {self.stack}'}`"
+        return f"stopped; what was done is recorded, and running {again} again goes on from there"
+
+    def clean(self, text: str) -> str:
+        """The text without any secret that this run has met."""
+        return self._engine.scrubber.clean(text) if self._engine else text
+
+    def log(self, text: str) -> Path:
+        """Add to the stack's log, which `destroy` removes; returns where it is."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        path = self.folder / "log"
+        with path.open("a") as file:
+            file.write(f"{datetime.now(UTC):%Y-%m-%dT%H:%M:%SZ} {self._name}: {self.clean(text)}\n")
+        return path
+
+    # The commands.
+
+    def preview(self) -> dict[str, Any]:
+        config = self._config()
+        self._report(show=False)
+        engine = self._make_engine(config)
+        result = engine.preview(ROOT / "__main__.py", root=ROOT, config=config.values, secret_keys=config.secret_keys)
+        self.display.title(f"Preview of {self.stack}")
+        self.display.plan(result.steps)
+        self.display.summary(result.changes, done=False)
+        return self._changes(result)
+
+    def up(self) -> dict[str, Any]:
+        began = time.monotonic()
+        config = self._config()
+        self._report(show=True)
+        engine = self._make_engine(config)
+        program = ROOT / "__main__.py"
+        planned = engine.preview(program, root=ROOT, config=config.values, secret_keys=config.secret_keys)
+        self.display.title(f"Preview of {self.stack}")
+        self.display.plan(planned.steps)
+        self.display.summary(planned.changes, done=False)
+        with self.display.running():
+            self.display.title("Control plane")
+            toolchain.binaries(self.display.progress)
+        self.display.title(f"Updating {self.stack}")
+        with self._engine_at_work():
+            result = engine.up(program, root=ROOT, config=config.values, secret_keys=config.secret_keys)
+        self.display.summary(result.changes, done=True, elapsed=time.monotonic() - began)
+        rows = self._workloads(self.store.load())
+        self.display.title("Workloads")
+        self.display.workloads(rows)
+        self.display.title("Outputs")
+        self.display.outputs(result.outputs)
+        readme = result.outputs.get("readme")
+        if isinstance(readme, str):
+            self.display.title("What to do next")
+            self.display.line(readme)
+        return self._changes(result) | {"workloads": rows, "outputs": masked(dict(result.outputs))}
+
+    def refresh(self) -> dict[str, Any]:
+        config = self._config()
+        engine = self._make_engine(config)
+        with self._engine_at_work():
+            result = engine.refresh(config.values)
+        self.display.title(f"Drift of {self.stack}")
+        self.display.plan(result.steps)
+        self.display.summary(result.changes, done=True)
+        return self._changes(result)
+
+    def destroy(self) -> dict[str, Any]:
+        result = Result(steps=())
+        try:
+            copy = self.folder / f"Pulumi.{self.stack}.yaml"
+            config = self._config(copy) if copy.exists() else Config(values={})
+            engine = self._make_engine(config)
+            self.display.title(f"Destroying {self.stack}")
+            with self._engine_at_work():
+                result = engine.destroy(config.values)
+        except (UnreadableStateError, RefusedError) as problem:
+            # Nothing outside this folder belongs to the stack: without its state it can still be removed.
+            self.display.message("warning", self.clean(str(problem)))
+        self.plane.stop()
+        shutil.rmtree(self.folder)
+        with contextlib.suppress(OSError):  # another stack lives there
+            self.folder.parent.rmdir()
+        self.display.summary(result.changes, done=True)
+        self.display.line(f"Nothing is left of {self.stack}.")
+        return self._changes(result)
+
+    def status(self) -> dict[str, Any]:
+        state = self.store.load()
+        rows = self._workloads(state)
+        outputs = next((r.outputs for r in state if r.type == "pulumi:pulumi:Stack"), {})
+        pending = [r.name for r in state if r.pending or r.delete]
+        if not state:
+            self.display.line(f"There is no sandbox {self.stack}; `make up` makes one.")
+        else:
+            self.display.title(f"{self.stack}: {len(state)} resources")
+            if pending:
+                self.display.message("warning", f"not finished: {', '.join(pending)}; run `up` to go on")
+            self.display.workloads(rows)
+            self.display.outputs(outputs)
+        return {"stack": self.stack, "resources": len(state), "workloads": rows, "outputs": masked(dict(outputs))}
+
+    # What they are made of.
+
+    def _report(self, *, show: bool) -> None:
+        """The plan's own report; its problems are this command's problems.
+
+        A process of its own: the sandbox knows nothing of how plans are made.
+        """
+        command = [sys.executable, "-m", "planning", "report", "--stack", self.stack]
+        command += [part for override in self.overrides for part in ("--set", override)]
+        out = (sys.stderr if self.as_json else sys.stdout) if show else subprocess.DEVNULL
+        sys.stdout.flush()
+        done = subprocess.run(command, cwd=ROOT, stdout=out, stderr=subprocess.PIPE, text=True, check=False)
+        if done.returncode == 0:
+            sys.stderr.write(done.stderr if show else "")
+            return
+        problems = [line.removeprefix("error: ") for line in done.stderr.splitlines() if line.strip()]
+        if done.returncode == 2:
+            raise RefusedError(*problems)
+        where = self.log(done.stderr)
+        raise RunFailedError([f"the report failed with exit code {done.returncode}; details are in {where}"])
+
+    def _config(self, file: Path | None = None) -> Config:
+        """The stack file, copied, with this run's settings over it."""
+        if file is None:
+            source = ROOT / "stacks" / f"Pulumi.{self.stack}.yaml"
+            if not source.exists():
+                known = ", ".join(sorted(path.stem.removeprefix("Pulumi.") for path in source.parent.glob("Pulumi.*")))
+                raise RefusedError(f"--stack {self.stack}: there is no {source.relative_to(ROOT)}; there are {known}")
+            self.folder.mkdir(parents=True, exist_ok=True)
+            file = self.folder / source.name
+            shutil.copyfile(source, file)
+        return read_config(file, self.overrides, self._throwaway_token())
+
+    def _throwaway_token(self) -> str:
+        """Stands in for the Hugging Face token; the same for a stack's whole life, so that nothing rolls out twice."""
+        digest = hmac.new(self.store.vault.key(), b"hf-token", hashlib.sha256).hexdigest()
+        return f"hf_sandbox_{digest[:32]}"
+
+    def _make_engine(self, config: Config) -> Engine:
+        azure = SimulatedAzure(
+            location=config.values.get(LOCATION, ""),
+            file=self.folder / "azure.json",
+            plane=self.plane,
+            binaries=lambda: toolchain.binaries(self.display.progress),
+            progress=self.display.progress,
+            operation_seconds=OPERATION_SECONDS,
+        )
+
+        def kubernetes(inputs: Mapping[str, Value]) -> KubernetesProvider | None:
+            kubeconfig = inputs.get("kubeconfig")
+            if kubeconfig is None or has_unknown(kubeconfig):
+                return None
+            try:
+                azure.resume()
+            except (AzureError, ControlPlaneError, toolchain.ToolchainError) as problem:
+                raise BadReferenceError(str(problem)) from None
+            return KubernetesProvider(reveal(kubeconfig), self.plane.bin, self.display.progress)
+
+        packages = {"azure-native": lambda _: azure, "kubernetes": kubernetes}
+        self._engine = Engine(
+            project=PROJECT, stack=self.stack, store=self.store, packages=packages, listener=self.display
+        )
+        return self._engine
+
+    def _workloads(self, state: Sequence[ResourceState]) -> list[dict[str, Any]]:
+        found = [r for r in state if r.type in WORKLOADS and r.id]
+        if not found:
+            return []
+        running = self.plane.running()
+        if not running:
+            self.display.message("warning", "the control plane does not run; `python -m sandbox up` starts it again")
+        api = ClusterApi(self.plane.admin_client()) if running else None
+        return [workload(api, resource) for resource in found]
+
+    @staticmethod
+    def _changes(result: Result) -> dict[str, Any]:
+        resources = [
+            {"urn": s.urn, "type": s.type, "op": s.op.value, "diff": [show_path(c.path) for c in s.changes]}
+            for s in result.steps
+        ]
+        return {"changes": result.changes, "resources": resources}
+
+    # Stopping.
+
+    @contextlib.contextmanager
+    def _engine_at_work(self) -> Generator[None]:
+        """Here a signal ends the run between two steps, elsewhere at once."""
+        self._engine_runs = True
+        try:
+            with self.display.running():
+                yield
+        finally:
+            self._engine_runs = False
+
+    @contextlib.contextmanager
+    def _signals(self) -> Generator[None]:
+        """Ctrl-C and SIGTERM: steps under way end or are recorded as pending, and nothing new begins."""
+
+        def stop(_number: int, _frame: FrameType | None) -> None:
+            if self.interrupted:
+                os._exit(1)  # asked twice; the state file is whole at any moment
+            self.interrupted = True
+            self.display.message("warning", "stopping: steps under way end first; once more stops at once")
+            if not self._engine_runs or self._engine is None:
+                raise KeyboardInterrupt
+            threading.Thread(target=self._engine.cancel, daemon=True).start()
+
+        former = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
+        try:
+            yield
+        finally:
+            for number, handler in former.items():
+                signal.signal(number, handler)
+
+
+def read_config(file: Path, overrides: Sequence[str], token: str) -> Config:
+    """A stack file as the Pulumi CLI hands it over, with `overrides` over it and a stand-in for the model token.
+
+    Raises RefusedError.
+    """
+    try:
+        document = yaml.safe_load(file.read_text())
+        settings = {_full_key(str(key)): value for key, value in (document or {}).get("config", {}).items()}
+    except (yaml.YAMLError, AttributeError) as problem:
+        raise RefusedError(f"{file.name}: not a stack file ({problem})") from None
+    for override in overrides:
+        _set(settings, override)
+    for key, value in settings.items():
+        if isinstance(value, Mapping) and set(value) == {"secure"} and key != TOKEN:
+            raise RefusedError(
+                f"{key} is encrypted for the Pulumi CLI, and the sandbox has no key; try --set {key}=..."
+            )
+    stand_in = TOKEN not in settings or isinstance(settings[TOKEN], Mapping)
+    values = {key: _as_text(value) for key, value in settings.items() if value is not None}
+    return Config(values={**values, TOKEN: token}, secret_keys=(TOKEN,)) if stand_in else Config(values=values)
+
+
+def _full_key(key: str) -> str:
+    return key if ":" in key else LOCATION if key == "location" else f"{PROJECT}:{key}"
+
+
+def _set(settings: dict[str, Any], override: str) -> None:
+    """`key=value`, where dots lead into maps: `vllm.max-num-seqs=64`."""
+    key, separator, text = override.partition("=")
+    if not separator or not key:
+        raise RefusedError(f"--set {override}: must be KEY=VALUE, such as max-model-len=32768")
+    try:
+        value = yaml.safe_load(text)
+    except yaml.YAMLError:
+        raise RefusedError(f"--set {override}: the value is not YAML") from None
+    first, *path = key.split(".")
+    target, name = settings, _full_key(first)
+    for step in path:
+        inner = target.get(name)
+        target[name] = dict(inner) if isinstance(inner, Mapping) else {}
+        target, name = target[name], step
+    target[name] = value
+
+
+def _as_text(value: Any) -> str:
+    return value if isinstance(value, str) else json.dumps(value, default=str)
+
+
+def workload(api: ClusterApi | None, resource: ResourceState) -> dict[str, Any]:
+    """One row of the status; zeros where the cluster cannot be asked."""
+    namespace, _, name = resource.id.rpartition("/")
+    spec = reveal(resource.inputs).get("spec", {})
+    gpus = _gpus(spec.get("template", {}).get("spec", {}))
+    row = {"name": name, "namespace": namespace, "replicas": spec.get("replicas", 1), "ready": 0}
+    row |= {"gpus_per_replica": gpus, "nodes": []}
+    if api is None:
+        return row
+    live = api.get(f"/apis/apps/v1/namespaces/{namespace}/{WORKLOADS[resource.type]}/{name}")
+    if live is None:
+        return row
+    labels = ",".join(f"{key}={value}" for key, value in live["spec"]["selector"]["matchLabels"].items())
+    pods = api.request("GET", f"/api/v1/namespaces/{namespace}/pods", query={"labelSelector": labels})["items"]
+    nodes = {
+        p["spec"]["nodeName"] for p in pods if p["spec"].get("nodeName") and "deletionTimestamp" not in p["metadata"]
+    }
+    ready = live.get("status", {}).get("readyReplicas", 0)
+    return row | {"replicas": live["spec"]["replicas"], "ready": ready, "nodes": sorted(nodes)}
+
+
+def _gpus(pod: Mapping[str, Any]) -> int:
+    limits = [container.get("resources", {}).get("limits", {}) for container in pod.get("containers", [])]
+    return sum(int(limit.get("nvidia.com/gpu", 0)) for limit in limits)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
