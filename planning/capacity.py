@@ -2,8 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+
+from planning import catalogue
+from planning.catalogue import VmSize
+from planning.findings import Finding, Severity
+from planning.parallelism import Layout, LayoutError, sizes_that_hold
+
+__all__ = ["CostPlan", "GpuPoolPlan", "QuotaNeed", "cost", "gpu_pool", "quota_needs", "sizes_that_hold"]
+
+#: The taint that keeps other pods off GPU nodes; AKS sets none (AKS docs, best practices for GPU pools).
+GPU_TAINT = "nvidia.com/gpu=present:NoSchedule"
+POOL_LABEL = "aks-vllm/pool"
+
+#: An AKS agent pool has at most 1,000 nodes (AKS docs, quotas).
+POOL_NODES_MAX = 1000
+
+#: Minutes until creating a pool counts as failed: 5 to 10 are usual and 34 have been seen for AKS (Azure/AKS#2980).
+CREATE_TIMEOUT_MINUTES = 60
+
+#: Hours in a month of Azure's price pages.
+HOURS_PER_MONTH = 730
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,6 +45,7 @@ class GpuPoolPlan:
     drain_timeout_minutes: int
     driver: str  # Install: AKS installs the NVIDIA driver
     create_timeout_minutes: int
+    os_disk_type: str = "Ephemeral"  # Managed where the VM's own disk is too small for images and weights
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,5 +64,129 @@ class CostPlan:
 
     gpu_pools_per_hour: float | None
     gpu_pools_per_month: float | None  # 730 hours
-    price_date: str
+    price_date: str  # the oldest of the prices used; "unknown" where one has no date
     price_region: str
+
+
+def gpu_pool(
+    vm: VmSize,
+    layouts: Sequence[Layout],
+    *,
+    min_nodes: int | None,
+    max_nodes: int | None,
+    drain_timeout_minutes: int,
+) -> GpuPoolPlan:
+    """The pool that the models of one VM size share; without limits it has as many nodes as they need.
+
+    Raises LayoutError (key `gpu-nodes`) where they do not fit on `max_nodes`, and for limits that contradict each other.
+    """
+    needed = nodes_needed(vm, layouts)
+    least = needed if min_nodes is None else min_nodes
+    most = max(needed, least) if max_nodes is None else max_nodes
+    if min_nodes is None:
+        least = min(least, most)
+    shown = f"{{min: {least}, max: {most}}}"
+    if least < 0 or most < least or most > POOL_NODES_MAX:
+        raise LayoutError(
+            key="gpu-nodes",
+            value=shown,
+            limit=f"0 <= min <= max <= {POOL_NODES_MAX}",
+            remedy="leave it out for as many nodes as the models need",
+        )
+    if needed > most:
+        replicas = sum(layout.replicas for layout in layouts)
+        gpus = sum(layout.replicas * layout.gpus_per_replica for layout in layouts)
+        raise LayoutError(
+            key="gpu-nodes",
+            value=shown,
+            limit=f"{replicas} replicas with {gpus} GPUs need {needed} nodes of {vm.name} with {vm.gpus} GPUs each",
+            remedy=f"set max to {needed} or higher, or lower replicas",
+        )
+    return GpuPoolPlan(
+        name=vm.pool,
+        vm_size=vm.name,
+        count=max(least, needed),
+        autoscale=least != most,
+        min_count=least,
+        max_count=most,
+        gpus_per_node=vm.gpus,
+        labels={POOL_LABEL: vm.pool},
+        taints=(GPU_TAINT,),
+        os_disk_type=vm.os_disk_type,
+        os_disk_size_gb=vm.os_disk_gib,
+        max_surge="0",
+        max_unavailable="1",
+        drain_timeout_minutes=drain_timeout_minutes,
+        driver="Install",
+        create_timeout_minutes=CREATE_TIMEOUT_MINUTES,
+    )
+
+
+def nodes_needed(vm: VmSize, layouts: Sequence[Layout]) -> int:
+    """Nodes that hold every replica: the largest first, each on the first node with room."""
+    replicas = sorted((layout.gpus_per_replica for layout in layouts for _ in range(layout.replicas)), reverse=True)
+    free: list[int] = []
+    for gpus in replicas:
+        for node, left in enumerate(free):
+            if left >= gpus:
+                free[node] -= gpus
+                break
+        else:
+            free.append(vm.gpus - gpus)
+    return len(free)
+
+
+def quota_needs(pools: Sequence[GpuPoolPlan]) -> tuple[QuotaNeed, ...]:
+    """vCPUs each pool needs at its largest. No update needs more: GPU pools are updated without a surge node."""
+    return tuple(
+        QuotaNeed(
+            family=catalogue.vm_size(pool.vm_size).quota_family,
+            vcpus=pool.max_count * catalogue.vm_size(pool.vm_size).vcpus,
+            vm_size=pool.vm_size,
+            nodes=pool.max_count,
+        )
+        for pool in pools
+    )
+
+
+def cost(pools: Sequence[GpuPoolPlan], location: str) -> tuple[CostPlan, tuple[Finding, ...]]:
+    """What the GPU pools cost at list price with the nodes they start with; None where a price is not known."""
+    hourly: float | None = 0.0
+    dates: set[str] = set()
+    findings = []
+    for pool in pools:
+        vm = catalogue.vm_size(pool.vm_size)
+        price = vm.price_per_hour.get(location)
+        if price is None:
+            hourly = None
+            known = ", ".join(f"{region} {usd:g}" for region, usd in vm.price_per_hour.items()) or "none"
+            findings.append(
+                Finding(
+                    severity=Severity.WARNING,
+                    subject="stack",
+                    message=f"The price of {vm.name} in {location} is not known (known, US dollars an hour: {known}), "
+                    f"so the cost of {pool.count} nodes is not either.",
+                    remedy="Look it up at https://prices.azure.com/api/retail/prices and add it with its date to "
+                    "presets/vm-sizes.yaml.",
+                )
+            )
+            continue
+        dates.add(vm.price_date or "unknown")
+        hourly = None if hourly is None else hourly + price * pool.count
+        if pool.max_count > pool.count:
+            findings.append(
+                Finding(
+                    severity=Severity.NOTE,
+                    subject="stack",
+                    message=f"The autoscaler may grow {pool.name} from {pool.count} to {pool.max_count} nodes: "
+                    f"{price * pool.max_count:,.2f} instead of {price * pool.count:,.2f} US dollars an hour.",
+                    remedy="Lower gpu-nodes.max to bound it.",
+                )
+            )
+    plan = CostPlan(
+        gpu_pools_per_hour=None if hourly is None else round(hourly, 4),
+        gpu_pools_per_month=None if hourly is None else round(hourly * HOURS_PER_MONTH, 2),
+        price_date="unknown" if "unknown" in dates or not dates else min(dates),
+        price_region=location,
+    )
+    return plan, tuple(findings)

@@ -1,8 +1,33 @@
-"""Layout: tensor parallel size, replicas per node and nodes."""
+"""Layout: tensor parallel size and replicas, chosen by what the memory plan leaves for the KV cache."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import math
+from dataclasses import dataclass, replace
+
+from planning import catalogue
+from planning.architecture import Architecture
+from planning.catalogue import VmSize
+from planning.findings import Finding, Severity
+from planning.memory import (
+    GIB,
+    SUBJECT,
+    EngineOptions,
+    LayoutError,
+    MemoryPlan,
+    check_tensor_parallel_size,
+    highest_utilization,
+    memory_plan,
+    valid_tensor_parallel_sizes,
+)
+
+__all__ = ["Layout", "LayoutError", "choose_layout", "sizes_that_hold"]
+
+#: Requests of max_model_len that a replica should hold at once; with one, a second long request would wait for the first.
+COMFORTABLE_CONCURRENCY = 2
+
+#: A context that is lowered to fit is a multiple of this many tokens, and never less.
+CONTEXT_STEP = 1024
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -17,3 +42,184 @@ class Layout:
     gpus_per_replica: int
     replicas_per_node: int  # how many of this model one empty node holds
     reason: str  # one sentence: why this layout
+
+
+def choose_layout(
+    architecture: Architecture,
+    vm: VmSize,
+    *,
+    replicas: int | None,
+    tensor_parallel_size: int | None,
+    pipeline_parallel_size: int | None,
+    options: EngineOptions,
+) -> tuple[Layout, MemoryPlan]:
+    """The layout on one VM size, and the memory plan of one of its replicas.
+
+    Tensor parallel size: as asked, else the smallest that holds two requests of the whole context at once, else the
+    largest that holds one. Without `options.max_model_len` the context is the model's own, or the longest that fits.
+    Replicas: as asked, else two where one node holds two. A replica never spans nodes. Raises LayoutError.
+    """
+    stages = 1 if pipeline_parallel_size is None else pipeline_parallel_size
+    _check(architecture, vm, replicas, tensor_parallel_size, stages, options)
+    sizes = (
+        valid_tensor_parallel_sizes(architecture, vm.gpus // stages)
+        if tensor_parallel_size is None
+        else (tensor_parallel_size,)
+    )
+    plans: list[MemoryPlan] = []
+    for size in sizes:
+        plan = memory_plan(
+            architecture, vm.gpu, tensor_parallel_size=size, pipeline_parallel_size=stages, options=options
+        )
+        plans.append(plan)
+        if plan.verdict == "fits" and plan.max_concurrency >= COMFORTABLE_CONCURRENCY:
+            break
+    chosen = _choose(architecture, vm, plans, options)
+    gpus = chosen.tensor_parallel_size * stages
+    per_node = vm.gpus // gpus
+    layout = Layout(
+        vm_size=vm.name,
+        pool=vm.pool,
+        tensor_parallel_size=chosen.tensor_parallel_size,
+        pipeline_parallel_size=stages,
+        replicas=min(2, per_node) if replicas is None else replicas,
+        gpus_per_replica=gpus,
+        replicas_per_node=per_node,
+        reason=_reason(chosen, plans, asked=tensor_parallel_size is not None),
+    )
+    return layout, chosen
+
+
+def sizes_that_hold(architecture: Architecture, options: EngineOptions) -> tuple[str, ...]:
+    """VM sizes that hold one replica, cheapest known price first, sizes without a price last."""
+
+    def holds(vm: VmSize) -> bool:
+        return any(
+            _held(memory_plan(architecture, vm.gpu, tensor_parallel_size=size, options=options), options)
+            for size in reversed(valid_tensor_parallel_sizes(architecture, vm.gpus))
+        )
+
+    sizes = [vm for vm in map(catalogue.vm_size, catalogue.vm_size_names()) if holds(vm)]
+    sizes.sort(key=lambda vm: (vm.cheapest_price is None, vm.cheapest_price or 0.0))
+    return tuple(vm.name for vm in sizes)
+
+
+def _held(plan: MemoryPlan, options: EngineOptions) -> bool:
+    """Whether a plan can be deployed, if need be with a context that nobody asked for lowered."""
+    return plan.verdict == "fits" or (options.max_model_len is None and plan.longest_max_model_len >= CONTEXT_STEP)
+
+
+def _check(
+    architecture: Architecture,
+    vm: VmSize,
+    replicas: int | None,
+    tensor_parallel_size: int | None,
+    stages: int,
+    options: EngineOptions,
+) -> None:
+    """Raises LayoutError for what no memory plan can mend."""
+    if replicas is not None and replicas < 1:
+        raise LayoutError(key="replicas", value=replicas, limit="at least 1", remedy="remove the model to serve none")
+    length = options.max_model_len
+    if length is not None and length > architecture.native_context:
+        raise LayoutError(
+            key="max-model-len",
+            value=length,
+            limit=f"the model was made for {architecture.native_context} tokens",
+            remedy=f"set it to {architecture.native_context} or lower",
+        )
+    utilization = options.gpu_memory_utilization
+    highest = highest_utilization(vm.gpu.memory_gib)
+    if utilization is not None and utilization > highest:
+        raise LayoutError(
+            key="vllm.gpu-memory-utilization",
+            value=utilization,
+            limit=f"at most {highest:g}: CUDA itself takes the rest of a {vm.gpu.memory_gib:g} GiB GPU before vLLM starts",
+            remedy=f"set it to {highest:g} or lower, or leave it out",
+        )
+    if stages < 1 or stages > vm.gpus:
+        raise LayoutError(
+            key="vllm.pipeline-parallel-size",
+            value=stages,
+            limit=f"a replica stays on one node, and {vm.name} has {_gpus(vm.gpus)}",
+            remedy="leave it out: one node needs no pipeline stages",
+        )
+    if tensor_parallel_size is not None and tensor_parallel_size * stages > vm.gpus:
+        staged = f" in each of {stages} pipeline stages" if stages > 1 else ""
+        fitting = valid_tensor_parallel_sizes(architecture, vm.gpus // stages)
+        raise LayoutError(
+            key="vllm.tensor-parallel-size",
+            value=tensor_parallel_size,
+            limit=f"{_gpus(tensor_parallel_size)}{staged}, but a replica stays on one node and {vm.name} has {vm.gpus}",
+            remedy=f"use one of {', '.join(map(str, fitting))}, or leave it out",
+        )
+    if tensor_parallel_size is not None:
+        check_tensor_parallel_size(architecture, tensor_parallel_size, limit=vm.gpus // stages)
+
+
+def _choose(architecture: Architecture, vm: VmSize, plans: list[MemoryPlan], options: EngineOptions) -> MemoryPlan:
+    """The plan to deploy: the last one tried where it is comfortable or tight, else one with a lowered context."""
+    fitting = [plan for plan in plans if plan.verdict == "fits"]
+    if fitting:
+        return fitting[-1]
+    best = max(plans, key=lambda plan: plan.longest_max_model_len)
+    if _held(best, options):
+        # A default must start: it keeps clear of what the estimates may be off by, where that leaves a context at all.
+        unsure = math.ceil(best.error_gib * GIB / best.kv_bytes_per_token)
+        lowered = max(CONTEXT_STEP, (best.longest_max_model_len - unsure) // CONTEXT_STEP * CONTEXT_STEP)
+        plan = memory_plan(
+            architecture,
+            vm.gpu,
+            tensor_parallel_size=best.tensor_parallel_size,
+            pipeline_parallel_size=best.pipeline_parallel_size,
+            options=replace(options, max_model_len=lowered),
+        )
+        note = Finding(
+            severity=Severity.NOTE,
+            subject=SUBJECT,
+            message=f"The context is {lowered:,} tokens, not the model's {architecture.native_context:,}: no more fit on "
+            f"{_gpus(best.tensor_parallel_size * best.pipeline_parallel_size)} of {vm.name}.",
+            remedy="Set max-model-len to keep it from changing with the VM size.",
+        )
+        return replace(plan, findings=(note, *plan.findings))
+    raise _does_not_fit(architecture, vm, best, options)
+
+
+def _does_not_fit(architecture: Architecture, vm: VmSize, best: MemoryPlan, options: EngineOptions) -> LayoutError:
+    """What to change, with the sizes that hold the model as it was asked for."""
+    others = [name for name in sizes_that_hold(architecture, options) if name != vm.name]
+    choose = (
+        f"one of the VM sizes that hold it: {', '.join(others)}"
+        if others
+        else "a smaller or quantised model: no known VM size holds it"
+    )
+    why = best.findings[0].message.rstrip(".")
+    if options.max_model_len is not None and best.longest_max_model_len >= CONTEXT_STEP:
+        return LayoutError(
+            key="max-model-len",
+            value=options.max_model_len,
+            limit=f"at most {best.longest_max_model_len} tokens fit on {vm.name}: {why}",
+            remedy=f"set it to {best.longest_max_model_len} or lower, or use {choose}",
+        )
+    limit = f"the model does not fit with tensor parallel size {best.tensor_parallel_size}: {why}"
+    return LayoutError(key="vm-size", value=vm.name, limit=limit, remedy=f"use {choose}")
+
+
+def _reason(chosen: MemoryPlan, plans: list[MemoryPlan], *, asked: bool) -> str:
+    """One sentence with the numbers that decided."""
+    size = chosen.tensor_parallel_size
+    holds = f"holds {chosen.max_concurrency:.1f} requests of {chosen.max_model_len:,} tokens at once"
+    if asked:
+        return f"Tensor parallel size {size} as asked; it {holds}."
+    smaller = [plan for plan in plans if plan.tensor_parallel_size < size]
+    if chosen.max_concurrency < COMFORTABLE_CONCURRENCY:
+        return f"Tensor parallel size {size} is the largest that this VM size allows; it {holds}."
+    if not smaller:
+        return f"Tensor parallel size {size} is enough; it {holds}."
+    last = smaller[-1]
+    room = f"has room for {last.max_concurrency:.1f}" if last.num_blocks else "has no room for a KV cache"
+    return f"Tensor parallel size {size} {holds}; {last.tensor_parallel_size} {room}."
+
+
+def _gpus(count: int) -> str:
+    return "1 GPU" if count == 1 else f"{count} GPUs"
