@@ -2,17 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+import difflib
+import hashlib
+import json
+import math
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, fields, replace
+from functools import lru_cache
+from typing import TYPE_CHECKING, Any
 
+from planning import capacity, catalogue, engine, parallelism, rollout, startup
 from planning.capacity import CostPlan, GpuPoolPlan, QuotaNeed
-from planning.catalogue import Image, Preset
-from planning.findings import Finding
-from planning.memory import MemoryPlan
-from planning.names import Names
+from planning.catalogue import Image, Preset, VmSize
+from planning.findings import Finding, InvalidStack, Problem, Severity
+from planning.memory import EngineOptions, LayoutError, MemoryPlan
+from planning.names import Names, names
 from planning.parallelism import Layout
 from planning.rollout import RolloutPlan
 from planning.startup import StartupBudget
+
+if TYPE_CHECKING:
+    from planning.settings import ModelSettings, Reading, Settings
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -113,3 +123,405 @@ class StackPlan:
     cost: CostPlan
     quota: tuple[QuotaNeed, ...]
     findings: tuple[Finding, ...]
+
+
+NAMESPACE = "vllm"
+PORT = 8000  # vLLM's own
+
+#: Apart from each other and from 10.224.0.0/12, where AKS puts nodes when it makes the network itself.
+#: https://learn.microsoft.com/azure/aks/concepts-network-cni-overview
+POD_CIDR, SERVICE_CIDR, DNS_SERVICE_IP = "10.244.0.0/16", "10.245.0.0/16", "10.245.0.10"
+
+#: At least two nodes of four vCPUs, not of the B series: https://learn.microsoft.com/azure/aks/use-system-pools
+SYSTEM_VM_SIZE, SYSTEM_VCPUS, SYSTEM_FAMILY = "Standard_D4ds_v5", 4, "standardDDSv5Family"
+SYSTEM_NODES = {"production": 3, "development": 2}
+SKU_TIERS = {"production": "Standard", "development": "Free"}  # Standard has the uptime SLA
+
+#: The autoscaler's default of 15 is shorter than allocating, booting and installing the driver of a GPU node.
+MAX_NODE_PROVISION_MINUTES = 30
+
+#: Of a node's memory and cores, what pods of one model may ask for: the rest is the system's, the kubelet's and the
+#: DaemonSets'. https://learn.microsoft.com/azure/aks/node-resource-reservations
+MEMORY_SHARE, CPU_SHARE = 0.84, 5 / 6
+MEMORY_GIB_PER_GPU = 100  # pinned buffers, and the page cache while weights are read
+SHM_GIB = 16  # NCCL and the tensor parallel workers
+CACHE_GIB = 30  # compile caches, and the download's own
+WEIGHTS_HEADROOM = 1.1  # tokenizer, partial files
+NODE_GIB = 120  # of the OS disk: system 60, two versions of the engine's image at 28.6 GB unpacked
+DISK_SHARE = 0.85  # the kubelet removes images, then pods, above it
+
+MIN_DRAIN_MINUTES, MAX_DRAIN_MINUTES = (
+    5,
+    1440,
+)  # AKS: https://learn.microsoft.com/azure/aks/upgrade-aks-node-pools-rolling
+
+
+def read_and_decide(reading: Reading) -> StackPlan:
+    """The plan of what was read. Raises InvalidStack with the settings' problems and the plan's."""
+    problems = list(reading.problems)
+    if reading.settings is not None:
+        try:
+            plan = decide(reading.settings, stack=reading.stack, source=reading.source)
+        except InvalidStack as invalid:
+            known = {problem.key for problem in problems}
+            problems += [
+                replace(problem, source=reading.source_of(problem.key))
+                for problem in invalid.problems
+                if problem.key not in known
+            ]
+        else:
+            if not problems:
+                return plan
+    raise InvalidStack(problems)
+
+
+def decide(settings: Settings, *, stack: str, source: str) -> StackPlan:
+    """Every number and string of the stack. `source` names the file in messages. Raises InvalidStack with all problems.
+
+    Pure: reads nothing but `presets/`.
+    """
+    problems: list[Problem] = []
+    drafts = [draft for name in settings.models if (draft := _draft(settings, name, source, problems)) is not None]
+    pools = _pools(settings, drafts, source, problems)
+    if problems or not pools:
+        raise InvalidStack(problems)
+    models = tuple(_model(settings, draft, pools[draft.vm.name]) for draft in drafts)
+    gpu_pools = tuple(
+        _with_drain(pool, [m for m in models if m.layout.vm_size == pool.vm_size]) for pool in pools.values()
+    )
+    cost, cost_findings = capacity.cost(gpu_pools, settings.location)
+    needs_token = any(model.preset.gated for model in models)
+    cluster = _cluster(settings, stack)
+    device_plugin = DevicePluginPlan(
+        image=catalogue.image("device-plugin"), node_label=("kubernetes.azure.com/accelerator", "nvidia")
+    )
+    findings = [
+        *_steps(settings, models, stack),
+        *(replace(finding, subject=model.name) for model in models for finding in model.memory.findings),
+        *_interruptions(settings, models),
+        *_disk(models, gpu_pools),
+        *cost_findings,
+        *_exposure(),
+    ]
+    return StackPlan(
+        stack=stack,
+        environment=settings.environment,
+        namespace=NAMESPACE,
+        needs_hf_token=needs_token,
+        has_hf_token=settings.hf_token,
+        names=names(stack),
+        cluster=cluster,
+        gpu_pools=gpu_pools,
+        device_plugin=device_plugin,
+        models=models,
+        cost=cost,
+        quota=(*capacity.quota_needs(gpu_pools), _system_quota(cluster.system_pool)),
+        findings=tuple(findings),
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Draft:
+    """A model before its pool is known."""
+
+    name: str
+    settings: ModelSettings
+    preset: Preset
+    vm: VmSize
+    layout: Layout
+    memory: MemoryPlan
+    options: Mapping[str, Any]
+
+
+def _draft(settings: Settings, name: str, source: str, problems: list[Problem]) -> _Draft | None:
+    """One model's preset, size, layout and memory; None, with problems, where one of them does not stand."""
+    model = settings.models[name]
+    before = len(problems)
+
+    def refuse(key: str, value: object, limit: str, remedy: str) -> None:
+        path = settings.key(name, key)
+        problems.append(Problem(key=path, value=value, limit=limit, source=source, remedy=remedy))
+
+    problems += engine.check(model.vllm, prefix=settings.key(name, "vllm"), source=source)
+    bad = {problem.key.rpartition(".")[2] for problem in problems[before:]}
+    options = engine.normalise({key: value for key, value in model.vllm.items() if key not in bad})
+    if model.max_model_len is not None and "max-model-len" in options:
+        limit = f"is given a second time: {settings.key(name, 'max-model-len')} is {model.max_model_len}"
+        refuse("vllm.max-model-len", options.pop("max-model-len"), limit, "keep one of the two")
+
+    preset = vm = None
+    try:
+        preset = catalogue.preset(model.preset)
+    except KeyError:
+        refuse("preset", model.preset, "is not a preset", _choice(model.preset, catalogue.preset_names()))
+    try:
+        vm = catalogue.vm_size(model.vm_size or (preset.default_vm_size if preset else ""))
+    except KeyError:
+        if model.vm_size is not None:
+            limit = "is not a VM size with known GPUs"
+            refuse("vm-size", model.vm_size, limit, _choice(model.vm_size, catalogue.vm_size_names()))
+    if preset is None or vm is None:
+        return None
+    try:
+        layout, memory = _layout(
+            preset.name,
+            vm.name,
+            model.replicas,
+            options.get("tensor-parallel-size"),
+            options.get("pipeline-parallel-size"),
+            _engine_options(options, model.max_model_len),
+        )
+    except LayoutError as error:
+        key = "vllm.max-model-len" if error.key == "max-model-len" and model.max_model_len is None else error.key
+        if settings.key(name, key) not in {problem.key for problem in problems}:
+            refuse(key, error.value, error.limit, error.remedy)
+        return None
+    if len(problems) > before:
+        return None
+    return _Draft(name=name, settings=model, preset=preset, vm=vm, layout=layout, memory=memory, options=options)
+
+
+@lru_cache(maxsize=1024)
+def _layout(
+    preset: str, vm: str, replicas: int | None, tensor: int | None, stages: int | None, options: EngineOptions
+) -> tuple[Layout, MemoryPlan]:
+    """Models that are alike share the answer. Raises LayoutError."""
+    return parallelism.choose_layout(
+        catalogue.preset(preset).architecture,
+        catalogue.vm_size(vm),
+        replicas=replicas,
+        tensor_parallel_size=tensor,
+        pipeline_parallel_size=stages,
+        options=options,
+    )
+
+
+_MEMORY_OPTIONS = {field.name.replace("_", "-"): field.name for field in fields(EngineOptions)}
+
+
+def _engine_options(options: Mapping[str, Any], max_model_len: int | None) -> EngineOptions:
+    chosen = {field: options.get(key) for key, field in _MEMORY_OPTIONS.items()}
+    return EngineOptions(**{**chosen, "max_model_len": max_model_len or chosen["max_model_len"]})
+
+
+def _pools(
+    settings: Settings, drafts: Sequence[_Draft], source: str, problems: list[Problem]
+) -> dict[str, GpuPoolPlan]:
+    """One pool for each VM size in use, by VM size."""
+    by_size: dict[str, list[_Draft]] = {}
+    for draft in drafts:
+        by_size.setdefault(draft.vm.name, []).append(draft)
+    bounds = settings.gpu_nodes
+    pools = {}
+    for size, group in by_size.items():
+        try:
+            pools[size] = capacity.gpu_pool(
+                group[0].vm,
+                [draft.layout for draft in group],
+                min_nodes=bounds.min if bounds else None,
+                max_nodes=bounds.max if bounds else None,
+                drain_timeout_minutes=MIN_DRAIN_MINUTES,  # known only when the models are
+            )
+        except LayoutError as error:
+            problems.append(
+                Problem(
+                    key=f"aks-vllm:{error.key}",
+                    value=error.value,
+                    limit=error.limit,
+                    source=source,
+                    remedy=error.remedy,
+                )
+            )
+    return pools
+
+
+def _model(settings: Settings, draft: _Draft, pool: GpuPoolPlan) -> ModelPlan:
+    """Everything about one model, now that its pool is known."""
+    preset, layout = draft.preset, draft.layout
+    image = catalogue.image("vllm")
+    revision = draft.settings.revision or preset.revision
+    budget = startup.budget(preset.architecture, draft.vm, layout)
+    update = rollout.plan_rollout(
+        layout, nodes=pool.count, startup=budget, max_answer_tokens=settings.max_answer_tokens
+    )
+    download = engine.download(preset, revision, image)
+    served = draft.options.get("served-model-name", preset.name)
+    served_name = str(served[0] if isinstance(served, list | tuple) and served else served)
+    args = engine.arguments(
+        options=draft.options,
+        model_path=download.target,
+        served_model_name=served_name,
+        port=PORT,
+        layout=layout,
+        memory=draft.memory,
+        shutdown_timeout_seconds=update.shutdown_timeout_seconds,
+        preset=preset,
+    )
+    environment = engine.environment(startup=budget)
+    return ModelPlan(
+        name=draft.name,
+        served_model_name=served_name,
+        preset=preset,
+        revision=revision,
+        layout=layout,
+        memory=draft.memory,
+        image=image,
+        command=engine.COMMAND,
+        args=args,
+        env=environment,
+        port=PORT,
+        download=download,
+        resources=_resources(draft),
+        node_selector=pool.labels,
+        tolerated_taints=tuple(taint.partition("=")[0] for taint in pool.taints),
+        startup=budget,
+        rollout=update,
+        config_hash=_hash(image.reference, engine.COMMAND, args, environment, asdict(download)),
+    )
+
+
+def _resources(draft: _Draft) -> PodResources:
+    """The share of a node that a replica's GPUs are of the node's."""
+    vm, gpus = draft.vm, draft.layout.gpus_per_replica
+    share = gpus / vm.gpus
+    # What vLLM puts into host memory on request, in GiB: weights for each GPU, KV cache for all of them.
+    offloaded = gpus * float(draft.options.get("cpu-offload-gb") or 0)
+    offloaded += float(draft.options.get("kv-offloading-size") or 0)
+    weights = draft.preset.architecture.parameters * draft.preset.architecture.dtype_bytes / (1 << 30)
+    return PodResources(
+        gpus=gpus,
+        cpu=max(1, int(vm.vcpus * share * CPU_SHARE)),
+        memory_gib=min(int(MEMORY_GIB_PER_GPU * gpus + offloaded), int(vm.memory_gib * share * MEMORY_SHARE)),
+        shm_gib=SHM_GIB,
+        weights_gib=math.ceil(weights * WEIGHTS_HEADROOM) + 1,
+        cache_gib=CACHE_GIB,
+    )
+
+
+def _hash(*parts: object) -> str:
+    text = json.dumps(parts, sort_keys=True, default=dict)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def _with_drain(pool: GpuPoolPlan, models: Sequence[ModelPlan]) -> GpuPoolPlan:
+    """The pool with time for its fullest drain: replicas that must go one by one each wait for the one before."""
+    seconds = 0
+    for model in models:
+        together = min(model.layout.replicas, model.layout.replicas_per_node)
+        turns = -(-together // model.rollout.pdb_max_unavailable)
+        between = model.rollout.min_ready_seconds + model.startup.restart_seconds
+        seconds = max(seconds, turns * model.rollout.termination_grace_seconds + (turns - 1) * between)
+    minutes = math.ceil(seconds / 60) + MIN_DRAIN_MINUTES
+    return replace(pool, drain_timeout_minutes=min(minutes, MAX_DRAIN_MINUTES))
+
+
+def _cluster(settings: Settings, stack: str) -> ClusterPlan:
+    production = settings.environment == "production"
+    return ClusterPlan(
+        location=settings.location,
+        kubernetes_version=settings.kubernetes_version,
+        sku_tier=SKU_TIERS[settings.environment],
+        pod_cidr=POD_CIDR,
+        service_cidr=SERVICE_CIDR,
+        dns_service_ip=DNS_SERVICE_IP,
+        kubelogin=settings.kubelogin,
+        protect=production if settings.protect is None else settings.protect,
+        tags={"managed-by": "pulumi", "aks-vllm-stack": stack, **settings.tags},
+        system_pool=SystemPoolPlan(
+            name="system",
+            vm_size=SYSTEM_VM_SIZE,
+            count=SYSTEM_NODES[settings.environment],
+            taints=("CriticalAddonsOnly=true:NoSchedule",),
+        ),
+        max_node_provision_minutes=MAX_NODE_PROVISION_MINUTES,
+    )
+
+
+def _system_quota(pool: SystemPoolPlan) -> QuotaNeed:
+    return QuotaNeed(family=SYSTEM_FAMILY, vcpus=pool.count * SYSTEM_VCPUS, vm_size=pool.vm_size, nodes=pool.count)
+
+
+def _steps(settings: Settings, models: Sequence[ModelPlan], stack: str) -> Iterator[Finding]:
+    """What is still to do: a token for gated models everywhere, pins in production."""
+    gated = sorted({model.preset.model_id for model in models if model.preset.gated})
+    if gated and not settings.hf_token:
+        yield Finding(
+            severity=Severity.STEP,
+            subject="stack",
+            message=f"{_and(gated)} can be read only with a Hugging Face token, and aks-vllm:hf-token is not set.",
+            remedy="Accept the licence on huggingface.co, then run "
+            f"`pulumi config set --secret aks-vllm:hf-token --stack {stack}`.",
+        )
+    if settings.environment != "production":
+        return
+    for model in {model.preset.name: model for model in models}.values():
+        unpinned = ["the model's commit"] if model.revision is None else []
+        unpinned += [f"the digest of {model.image.reference}"] if model.image.digest is None else []
+        if unpinned:
+            yield Finding(
+                severity=Severity.STEP,
+                subject=model.name,
+                message=f"Production runs what was reviewed, and {_and(unpinned)} is not known yet.",
+                remedy=f"Run `make pin PRESET={model.preset.name}` and commit what it fills in.",
+            )
+
+
+def _interruptions(settings: Settings, models: Sequence[ModelPlan]) -> Iterator[Finding]:
+    """Outages that an update or a node drain would be."""
+    severity = Severity.WARNING if settings.environment == "production" else Severity.NOTE
+    for model in models:
+        if model.rollout.update_outage_minutes:
+            remedy = "Set replicas to 2: one then keeps serving."
+            yield Finding(
+                severity=severity, subject=model.name, message=model.rollout.update_consequence, remedy=remedy
+            )
+        if model.rollout.drain_outage_minutes:
+            remedy = (
+                "Two nodes, each with a replica, keep serving: raise replicas or gpu-nodes, at the price of a node."
+            )
+            yield Finding(severity=severity, subject=model.name, message=model.rollout.drain_consequence, remedy=remedy)
+
+
+def _disk(models: Sequence[ModelPlan], pools: Iterable[GpuPoolPlan]) -> Iterator[Finding]:
+    """Nodes whose disk the replicas' weights and caches would fill."""
+    for pool in pools:
+        fullest = max(
+            (model.resources.weights_gib + model.resources.cache_gib)
+            * min(model.layout.replicas, model.layout.replicas_per_node)
+            for model in models
+            if model.layout.vm_size == pool.vm_size
+        )
+        usable = int(pool.os_disk_size_gb * DISK_SHARE)
+        if NODE_GIB + fullest > usable:
+            yield Finding(
+                severity=Severity.WARNING,
+                subject="stack",
+                message=f"Images, weights and caches may take {NODE_GIB + fullest} GiB of a node of pool {pool.name}, "
+                f"which has {usable} before the kubelet evicts pods.",
+                remedy="Use fewer replicas on a node (a larger vllm.tensor-parallel-size), or another vm-size.",
+            )
+
+
+def _exposure() -> Iterator[Finding]:
+    """Defaults that only the owners of a network can better."""
+    yield Finding(
+        severity=Severity.NOTE,
+        subject="stack",
+        message="The cluster's API server answers on the internet, to whoever signs in with Entra ID and has an Azure "
+        "role on the cluster; local accounts are off.",
+    )
+    yield Finding(
+        severity=Severity.NOTE,
+        subject="stack",
+        message="The endpoints are reachable inside the cluster only (ClusterIP), without a key.",
+        remedy="`kubectl port-forward` reaches them from outside.",
+    )
+
+
+def _choice(value: str, known: Sequence[str]) -> str:
+    near = difflib.get_close_matches(value, known, n=1, cutoff=0.5)
+    return (f"did you mean {near[0]}? " if near else "") + f"The choices are {', '.join(known)}"
+
+
+def _and(items: Sequence[str]) -> str:
+    return " and ".join([", ".join(items[:-1]), items[-1]] if len(items) > 1 else items)

@@ -169,7 +169,7 @@ class Settings(_Described):
 
 @dataclass(frozen=True, kw_only=True)
 class Reading:
-    """What was read. With problems, `settings` holds the rest, so that the plan can find its own; None: nothing left."""
+    """What was read. With problems, `settings` holds the rest, for the plan to find its own; None: nothing is left."""
 
     stack: str
     source: str
