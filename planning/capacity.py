@@ -78,7 +78,7 @@ def gpu_pool(
 ) -> GpuPoolPlan:
     """The pool that the models of one VM size share; without limits it has as many nodes as they need.
 
-    Raises LayoutError (key `gpu-nodes`) where they do not fit on `max_nodes`, and for limits that contradict each other.
+    Raises LayoutError (key `gpu-nodes`) where they do not fit on `max_nodes`, and for limits that cannot be.
     """
     needed = nodes_needed(vm, layouts)
     least = needed if min_nodes is None else min_nodes
@@ -165,7 +165,7 @@ def cost(pools: Sequence[GpuPoolPlan], location: str) -> tuple[CostPlan, tuple[F
                     severity=Severity.WARNING,
                     subject="stack",
                     message=f"The price of {vm.name} in {location} is not known (known, US dollars an hour: {known}), "
-                    f"so the cost of {pool.count} nodes is not either.",
+                    f"so the cost of pool {pool.name} is not either.",
                     remedy="Look it up at https://prices.azure.com/api/retail/prices and add it with its date to "
                     "presets/vm-sizes.yaml.",
                 )

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import math
 import re
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache, lru_cache
@@ -122,9 +123,9 @@ def constants(version: str) -> Constants:
     Raises LayoutError for a version that is newer than every folder, older than its rules, or no version.
     """
     asked = _version(version)
-    covered = [known for known in catalogue.engine_versions() if asked is not None and asked <= _version(known)]
+    covered = [known for known in catalogue.engine_versions() if asked <= _version(known)]
     data = catalogue.engine_memory(covered[0]) if covered else {}
-    if asked is None or not data or asked < _version(data["oldest"]):
+    if not data or asked < _version(data["oldest"]):
         raise LayoutError(
             key="vllm-version",
             value=version,
@@ -170,9 +171,10 @@ def constants(version: str) -> Constants:
     )
 
 
-def _version(text: str) -> tuple[int, int, int] | None:
-    match = re.match(r"v?(\d+)\.(\d+)(?:\.(\d+))?", str(text))
-    return (int(match[1]), int(match[2]), int(match[3] or 0)) if match else None
+def _version(text: str) -> tuple[int, int, int]:
+    """Comparable; what is no version compares as newer than all."""
+    match = re.match(r"v?(\d+)\.(\d+)(?:\.(\d+))?", text)
+    return (int(match[1]), int(match[2]), int(match[3] or 0)) if match else (sys.maxsize, 0, 0)
 
 
 def valid_tensor_parallel_sizes(architecture: Architecture, limit: int) -> tuple[int, ...]:
@@ -210,7 +212,7 @@ def _splits_badly(architecture: Architecture, size: int) -> str:
 
 
 def stage_layers(layers: int, stages: int) -> tuple[int, ...]:
-    """Layers of each pipeline stage as vLLM deals them out: what is left over goes to the last but one, and backwards."""
+    """Layers of each pipeline stage; vLLM deals a remainder out from the last stage but one backwards."""
     counts = [layers // stages] * stages
     for extra in range(layers % stages):
         counts[-2 - extra] += 1
@@ -267,9 +269,9 @@ def memory_plan(
 ) -> MemoryPlan:
     """Will one replica fit, and what is left for the KV cache.
 
-    `gpu` sets vLLM's defaults, `gpu_memory_gib` replaces its total memory; `weights_gib` and `available_kv_gib` (both per
-    GPU) replace the computed values. A model that does not fit is a verdict with findings. Raises LayoutError for sizes
-    and options that cannot work on any GPU.
+    `gpu` sets vLLM's defaults, `gpu_memory_gib` replaces its total memory; `weights_gib` and `available_kv_gib` (both
+    per GPU) replace the computed values. A model that does not fit is a verdict with findings. Raises LayoutError for
+    sizes and options that cannot work on any GPU.
     """
     known = constants(engine_version)
     tensor, stages = tensor_parallel_size, pipeline_parallel_size
@@ -405,26 +407,28 @@ def _check(architecture: Architecture, tensor: int, stages: int, options: Engine
             limit="its bytes per token are not modelled yet",
             remedy=f"use one of auto, {', '.join(KV_DTYPE_BYTES)}",
         )
-    seqs, tokens = options.max_num_seqs, options.max_num_batched_tokens
-    if seqs is not None and tokens is not None and seqs > tokens:
-        raise LayoutError(
-            key="vllm.max-num-seqs",
-            value=seqs,
-            limit=f"at most max-num-batched-tokens, {tokens}: every running request needs a token in each step",
-            remedy="lower it, or raise vllm.max-num-batched-tokens",
-        )
 
 
 def _scheduler(known: Constants, gpu: Gpu, options: EngineOptions, length: int) -> tuple[int, int]:
-    """S and T: as given, else vLLM's default for the card's class. A default T is cut to S x length, a default S to T."""
+    """S and T: as given, else vLLM's default for the card. A default T is cut to S x length, a default S to T.
+
+    Raises LayoutError where an S that was asked for is above T.
+    """
     for card in known.scheduler:
         if gpu.memory_gib >= card["min-memory-gib"] and not gpu.name.startswith(tuple(card["except"])):
             break
     else:
         raise AssertionError("the last class of memory.yaml matches every card")
     seqs = options.max_num_seqs or card["max-num-seqs"]
-    tokens = options.max_num_batched_tokens or max(seqs, min(card["max-num-batched-tokens"], seqs * length))
-    return (seqs if options.max_num_seqs else min(seqs, tokens)), tokens
+    tokens = options.max_num_batched_tokens or min(card["max-num-batched-tokens"], seqs * length)
+    if options.max_num_seqs and seqs > tokens:
+        raise LayoutError(
+            key="vllm.max-num-seqs",
+            value=seqs,
+            limit=f"at most max-num-batched-tokens, {tokens}: each running request needs a token in every step",
+            remedy="lower it, or raise vllm.max-num-batched-tokens",
+        )
+    return min(seqs, tokens), tokens
 
 
 def _activation(
@@ -467,6 +471,7 @@ def _refusals(architecture: Architecture, known: Constants, plan: MemoryPlan) ->
     free = plan.gpu_memory_gib - known.context_gib
     requested = plan.gpu_memory_gib * plan.gpu_memory_utilization
     overheads = plan.activation_gib + plan.non_torch_gib + plan.cuda_graph_gib
+    fewer = _fewer_seqs(architecture, known, plan)
     found = []
     if requested > free:
         found.append(
@@ -479,7 +484,7 @@ def _refusals(architecture: Architecture, known: Constants, plan: MemoryPlan) ->
     if plan.max_model_len > architecture.native_context:
         found.append(
             _warning(
-                f"max-model-len {plan.max_model_len:,} is above the model's own {architecture.native_context:,} tokens.",
+                f"max-model-len {plan.max_model_len:,} is above the model's {architecture.native_context:,} tokens.",
                 f"Set it to {architecture.native_context} or lower.",
             )
         )
@@ -494,9 +499,9 @@ def _refusals(architecture: Architecture, known: Constants, plan: MemoryPlan) ->
     elif plan.available_kv_gib <= 0:
         found.append(
             _warning(
-                f"Nothing is left for the KV cache: weights {plan.weights_gib:.2f} and overheads {overheads:.2f} GiB exceed "
-                f"the budget of {requested:.2f} GiB per GPU by {-plan.available_kv_gib:.2f} GiB.",
-                f"Split the model over more GPUs, or choose GPUs with more memory{_fewer_seqs(architecture, known, plan)}.",
+                f"Nothing is left for the KV cache: weights {plan.weights_gib:.2f} and overheads {overheads:.2f} GiB "
+                f"exceed the budget of {requested:.2f} GiB per GPU by {-plan.available_kv_gib:.2f} GiB.",
+                f"Split the model over more GPUs, or choose GPUs with more memory{fewer}.",
             )
         )
     elif plan.max_model_len > plan.longest_max_model_len and plan.max_model_len <= architecture.native_context:
@@ -509,7 +514,7 @@ def _refusals(architecture: Architecture, known: Constants, plan: MemoryPlan) ->
             _warning(
                 f"One request of max-model-len {plan.max_model_len:,} needs {needed:.2f} GiB of KV cache per GPU, "
                 f"{plan.available_kv_gib:.2f} GiB are available: at most {shorter:,} tokens fit.",
-                f"{remedy}{_fewer_seqs(architecture, known, plan)}.",
+                f"{remedy}{fewer}.",
             )
         )
     return tuple(found)
@@ -525,8 +530,8 @@ def _notes(architecture: Architecture, known: Constants, plan: MemoryPlan, *, re
     if abs(spare) < error and plan.max_model_len <= architecture.native_context:
         found.append(
             _warning(
-                f"The verdict is close: {abs(spare):.2f} GiB per GPU {'are missing' if refused else 'are left over'}, and the "
-                f"estimates of communication buffers and CUDA graphs may be off by {error:.2f} GiB.",
+                f"The verdict is close: {abs(spare):.2f} GiB per GPU {'are missing' if refused else 'are left over'}, "
+                f"and the estimates of communication buffers and CUDA graphs may be off by {error:.2f} GiB.",
                 "Leave more room with a shorter max-model-len, or read `Available KV cache memory` in vLLM's log.",
             )
         )
@@ -535,8 +540,8 @@ def _notes(architecture: Architecture, known: Constants, plan: MemoryPlan, *, re
             Finding(
                 severity=Severity.NOTE,
                 subject=SUBJECT,
-                message=f"A start without compile caches has once measured {known.cold_compile_gib:g} GiB more activation "
-                f"memory; {spare:.1f} GiB per GPU are left over beyond one request of {plan.max_model_len:,} tokens.",
+                message=f"A start without compile caches has once measured {known.cold_compile_gib:g} GiB more "
+                f"activation memory; beyond one request of {plan.max_model_len:,} tokens, {spare:.1f} GiB per GPU are left.",
                 remedy="If the first start reports too little KV cache, start again with the caches kept.",
             )
         )
@@ -546,8 +551,8 @@ def _notes(architecture: Architecture, known: Constants, plan: MemoryPlan, *, re
             Finding(
                 severity=Severity.NOTE,
                 subject=SUBJECT,
-                message=f"{architecture.kv_heads} key-value heads on {plan.tensor_parallel_size} GPUs: each is kept {copies} "
-                "times, so the KV cache per GPU no longer shrinks.",
+                message=f"{architecture.kv_heads} key-value heads on {plan.tensor_parallel_size} GPUs: each is kept "
+                f"{copies} times, so a token takes as much of every GPU as at {architecture.kv_heads}.",
                 remedy=f"Above tensor parallel size {architecture.kv_heads}, replicas serve more than wider splits.",
             )
         )

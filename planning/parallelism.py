@@ -23,7 +23,7 @@ from planning.memory import (
 
 __all__ = ["Layout", "LayoutError", "choose_layout", "sizes_that_hold"]
 
-#: Requests of max_model_len that a replica should hold at once; with one, a second long request would wait for the first.
+#: Requests of max_model_len that a replica should hold at once; with one, a second would wait for the first to end.
 COMFORTABLE_CONCURRENCY = 2
 
 #: A context that is lowered to fit is a multiple of this many tokens, and never less.
@@ -74,7 +74,7 @@ def choose_layout(
         plans.append(plan)
         if plan.verdict == "fits" and plan.max_concurrency >= COMFORTABLE_CONCURRENCY:
             break
-    chosen = _choose(architecture, vm, plans, options)
+    chosen = _choose(architecture, vm, plans, options, asked=tensor_parallel_size is not None)
     gpus = chosen.tensor_parallel_size * stages
     per_node = vm.gpus // gpus
     layout = Layout(
@@ -134,7 +134,7 @@ def _check(
         raise LayoutError(
             key="vllm.gpu-memory-utilization",
             value=utilization,
-            limit=f"at most {highest:g}: CUDA itself takes the rest of a {vm.gpu.memory_gib:g} GiB GPU before vLLM starts",
+            limit=f"at most {highest:g}: CUDA takes the rest of the {vm.gpu.memory_gib:g} GiB before vLLM starts",
             remedy=f"set it to {highest:g} or lower, or leave it out",
         )
     if stages < 1 or stages > vm.gpus:
@@ -157,7 +157,9 @@ def _check(
         check_tensor_parallel_size(architecture, tensor_parallel_size, limit=vm.gpus // stages)
 
 
-def _choose(architecture: Architecture, vm: VmSize, plans: list[MemoryPlan], options: EngineOptions) -> MemoryPlan:
+def _choose(
+    architecture: Architecture, vm: VmSize, plans: list[MemoryPlan], options: EngineOptions, *, asked: bool
+) -> MemoryPlan:
     """The plan to deploy: the last one tried where it is comfortable or tight, else one with a lowered context."""
     fitting = [plan for plan in plans if plan.verdict == "fits"]
     if fitting:
@@ -177,23 +179,30 @@ def _choose(architecture: Architecture, vm: VmSize, plans: list[MemoryPlan], opt
         note = Finding(
             severity=Severity.NOTE,
             subject=SUBJECT,
-            message=f"The context is {lowered:,} tokens, not the model's {architecture.native_context:,}: no more fit on "
-            f"{_gpus(best.tensor_parallel_size * best.pipeline_parallel_size)} of {vm.name}.",
+            message=f"The context is {lowered:,} tokens, not the model's {architecture.native_context:,}: no more fit "
+            f"safely on {_gpus(best.tensor_parallel_size * best.pipeline_parallel_size)} of {vm.name}.",
             remedy="Set max-model-len to keep it from changing with the VM size.",
         )
         return replace(plan, findings=(note, *plan.findings))
-    raise _does_not_fit(architecture, vm, best, options)
+    raise _does_not_fit(architecture, vm, best, options, asked=asked)
 
 
-def _does_not_fit(architecture: Architecture, vm: VmSize, best: MemoryPlan, options: EngineOptions) -> LayoutError:
-    """What to change, with the sizes that hold the model as it was asked for."""
-    others = [name for name in sizes_that_hold(architecture, options) if name != vm.name]
-    choose = (
-        f"one of the VM sizes that hold it: {', '.join(others)}"
-        if others
-        else "a smaller or quantised model: no known VM size holds it"
-    )
+def _does_not_fit(
+    architecture: Architecture, vm: VmSize, best: MemoryPlan, options: EngineOptions, *, asked: bool
+) -> LayoutError:
+    """What to change: the split if that was asked for, the context, or the VM size."""
+    sizes = sizes_that_hold(architecture, options)
     why = best.findings[0].message.rstrip(".")
+    if asked and vm.name in sizes:
+        return LayoutError(
+            key="vllm.tensor-parallel-size",
+            value=best.tensor_parallel_size,
+            limit=f"the model does not fit: {why}",
+            remedy=f"leave it out: {vm.name} holds the model with a larger one",
+        )
+    choose = (
+        f"one of the VM sizes that hold it: {', '.join(sizes)}" if sizes else "a smaller model: no VM size holds it"
+    )
     if options.max_model_len is not None and best.longest_max_model_len >= CONTEXT_STEP:
         return LayoutError(
             key="max-model-len",
