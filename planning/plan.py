@@ -406,7 +406,7 @@ def _hash(*parts: object) -> str:
 def _with_drain(pool: GpuPoolPlan, models: Sequence[ModelPlan]) -> GpuPoolPlan:
     """The pool with time for its fullest drain: replicas that must go one by one each wait for the one before."""
     seconds = 0
-    for model in models:
+    for model in (model for model in models if model.layout.vm_size == pool.vm_size):
         together = min(model.layout.replicas, model.layout.replicas_per_node)
         turns = -(-together // model.rollout.pdb_max_unavailable)
         between = model.rollout.min_ready_seconds + model.startup.restart_seconds
@@ -476,9 +476,7 @@ def _interruptions(settings: Settings, models: Sequence[ModelPlan]) -> Iterator[
                 severity=severity, subject=model.name, message=model.rollout.update_consequence, remedy=remedy
             )
         if model.rollout.drain_outage_minutes:
-            remedy = (
-                "Two nodes, each with a replica, keep serving: raise replicas or gpu-nodes, at the price of a node."
-            )
+            remedy = "Two nodes with a replica each keep serving, at the price of a node: raise replicas or gpu-nodes."
             yield Finding(severity=severity, subject=model.name, message=model.rollout.drain_consequence, remedy=remedy)
 
 

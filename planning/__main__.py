@@ -1,0 +1,308 @@
+"""The planner's command line: `report`, `fit`, `presets` and `schema`. The only place in `planning` that prints.
+
+Standard output carries the answer: with `--format json` one JSON document, also on errors. Words of failure go to
+standard error. Exit codes: 0 done, 1 failed, 2 the input is wrong.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, NoReturn
+
+from planning.findings import Finding, InvalidStack, without_tokens
+
+FIT_KEYS = (
+    "weights_gib",
+    "activation_gib",
+    "non_torch_gib",
+    "cuda_graph_gib",
+    "available_kv_gib",
+    "kv_cache_tokens",
+    "max_concurrency",
+    "longest_max_model_len",
+    "verdict",
+)
+
+
+class InputError(Exception):
+    """The input is wrong; the text says what, and what to do. `problems` lists a stack's, one by one."""
+
+    def __init__(self, text: str, problems: Sequence[dict[str, Any]] = ()) -> None:
+        super().__init__(text)
+        self.problems = list(problems)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command; the exit code."""
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    as_json = _asks_for_json(words)
+    try:
+        options = _parser().parse_args(words)
+        print(options.run(options))
+        sys.stdout.flush()
+    except InputError as error:
+        return _fail(error, 2, as_json, error.problems)
+    except BrokenPipeError:  # whoever read the output has enough
+        sys.stderr.close()
+        return 1
+    except Exception as error:  # a traceback helps nobody who only wants a plan
+        return _fail(f"this should not have happened: {type(error).__name__}: {error}", 1, as_json)
+    return 0
+
+
+def _fail(text: object, code: int, as_json: bool, problems: Sequence[dict[str, Any]] = ()) -> int:
+    message = without_tokens(str(text))
+    print(message, file=sys.stderr)
+    if as_json:
+        print(json.dumps({"error": message, **({"problems": list(problems)} if problems else {})}, indent=2))
+    return code
+
+
+def _asks_for_json(words: Sequence[str]) -> bool:
+    return any(
+        word == "--format=json" or (word == "--format" and words[index + 1 : index + 2] == ["json"])
+        for index, word in enumerate(words)
+    )
+
+
+class _Parser(argparse.ArgumentParser):
+    """argparse that leaves the way of failing to `main`."""
+
+    def error(self, message: str) -> NoReturn:
+        raise InputError(f"{message}\n{self.format_usage().strip()}")
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = _Parser(prog="python -m planning", description="What a stack needs, before anything is paid for.")
+    commands = parser.add_subparsers(required=True, metavar="command", parser_class=_Parser)
+
+    report = commands.add_parser("report", help="what a stack file comes to: memory, layout, price, outages, steps")
+    report.add_argument("--stack", required=True, help="stacks/Pulumi.STACK.yaml")
+    report.add_argument(
+        "--set", action="append", default=[], metavar="KEY=VALUE", help="replaces a value of the file; repeatable"
+    )
+    report.add_argument("--format", choices=("text", "markdown", "json"), default="text")
+    report.set_defaults(run=_report)
+
+    fit = commands.add_parser("fit", help="whether a model fits on a number of GPUs")
+    model = fit.add_mutually_exclusive_group(required=True)
+    model.add_argument("--preset", help="a model of presets/models")
+    model.add_argument("--config", type=Path, help="a Hugging Face config.json")
+    fit.add_argument("--gpu", default="H100-80GB", help="decides vLLM's defaults (default: %(default)s)")
+    fit.add_argument("--gpu-memory-gib", type=_positive, metavar="GIB", help="replaces the memory of --gpu")
+    fit.add_argument("--tensor-parallel-size", type=int, required=True, metavar="N")
+    fit.add_argument("--pipeline-parallel-size", type=int, default=1, metavar="N")
+    fit.add_argument("--max-model-len", type=int, metavar="TOKENS", help="default: what the model was made for")
+    fit.add_argument("--max-num-seqs", type=int, metavar="N")
+    fit.add_argument("--max-num-batched-tokens", type=int, metavar="N")
+    fit.add_argument("--gpu-memory-utilization", type=_number, metavar="SHARE")
+    fit.add_argument("--kv-cache-dtype", metavar="DTYPE", help="auto or fp8")
+    fit.add_argument("--block-size", type=int, metavar="TOKENS")
+    fit.add_argument("--weights-gib", type=_positive, metavar="GIB", help="per GPU, replaces the computed value")
+    fit.add_argument("--available-kv-gib", type=_number, metavar="GIB", help="per GPU, replaces the computed value")
+    fit.add_argument("--vllm-version", metavar="VERSION", help="default: the one that is deployed")
+    fit.add_argument("--format", choices=("text", "json"), default="text")
+    fit.set_defaults(run=_fit)
+
+    presets = commands.add_parser("presets", help="the models there are presets for")
+    presets.add_argument("--format", choices=("text", "json"), default="text")
+    presets.set_defaults(run=_presets)
+
+    schema = commands.add_parser("schema", help="the JSON Schema of stack files: > stacks/schema.json")
+    schema.set_defaults(run=_schema)
+    return parser
+
+
+def _number(text: str) -> float:
+    value = float(text)
+    if not math.isfinite(value):
+        raise ValueError(text)
+    return value
+
+
+def _positive(text: str) -> float:
+    if (value := _number(text)) <= 0:
+        raise ValueError(text)
+    return value
+
+
+# What argparse says where one of these refuses a value.
+_number.__name__, _positive.__name__ = "number", "number above 0"
+
+
+def _report(options: argparse.Namespace) -> str:
+    from planning import report, settings
+    from planning.plan import read_and_decide
+
+    reading = settings.from_file(options.stack, overrides=options.set)
+    try:
+        plan = read_and_decide(reading)
+    except InvalidStack as invalid:
+        count = f"{len(invalid.problems)} problem{'s' if len(invalid.problems) > 1 else ''}"
+        problems = [
+            {
+                "key": problem.key,
+                "value": problem.shown,
+                "limit": without_tokens(problem.limit),
+                "source": problem.source,
+                "remedy": without_tokens(problem.remedy),
+            }
+            for problem in invalid.problems
+        ]
+        raise InputError(f"{count} in {reading.source}; nothing was changed\n{invalid}", problems) from None
+    if options.format == "json":
+        return json.dumps(report.as_json(plan), indent=2)
+    if options.format == "markdown":
+        return report.as_markdown(plan)
+    width, color = report.terminal(sys.stdout)
+    return report.as_text(plan, width, color)
+
+
+def _fit(options: argparse.Namespace) -> str:
+    from planning import catalogue
+    from planning.architecture import NotModelledError, from_hf_config
+    from planning.memory import EngineOptions, LayoutError, memory_plan
+
+    gpu = _known(catalogue.gpu, options.gpu, "--gpu", catalogue.gpu_names)
+    try:
+        if options.preset is not None:
+            architecture = _known(catalogue.preset, options.preset, "--preset", catalogue.preset_names).architecture
+        else:
+            architecture = from_hf_config(_json_file(options.config), _beside(options.config, "hf_quant_config.json"))
+        plan = memory_plan(
+            architecture,
+            gpu,
+            tensor_parallel_size=options.tensor_parallel_size,
+            pipeline_parallel_size=options.pipeline_parallel_size,
+            options=EngineOptions(
+                gpu_memory_utilization=options.gpu_memory_utilization,
+                max_model_len=options.max_model_len,
+                max_num_seqs=options.max_num_seqs,
+                max_num_batched_tokens=options.max_num_batched_tokens,
+                kv_cache_dtype=options.kv_cache_dtype,
+                block_size=options.block_size,
+            ),
+            engine_version=(options.vllm_version or catalogue.engine_versions()[-1]).removeprefix("v"),
+            gpu_memory_gib=options.gpu_memory_gib,
+            weights_gib=options.weights_gib,
+            available_kv_gib=options.available_kv_gib,
+        )
+    except NotModelledError as error:
+        raise InputError(str(error)) from None
+    except LayoutError as error:
+        raise InputError(f"--{error.key.removeprefix('vllm.')} {error.value}: {error.limit}; {error.remedy}") from None
+    if options.format == "json":
+        answer = {key: getattr(plan, key) for key in FIT_KEYS}
+        return json.dumps({**answer, "findings": [finding_as_json(finding) for finding in plan.findings]}, indent=2)
+    gpus = plan.tensor_parallel_size * plan.pipeline_parallel_size
+    rows = (
+        ("weights", f"{plan.weights_gib:10.2f} GiB"),
+        ("activations", f"{plan.activation_gib:10.2f} GiB"),
+        ("non-torch", f"{plan.non_torch_gib:10.2f} GiB"),
+        ("CUDA graphs", f"{plan.cuda_graph_gib:10.2f} GiB"),
+        ("KV cache", f"{plan.available_kv_gib:10.2f} GiB = {plan.kv_cache_tokens:,} tokens"),
+        ("at once", f"{plan.max_concurrency:10.2f} requests of {plan.max_model_len:,} tokens"),
+        ("longest", f"{plan.longest_max_model_len:10,} tokens"),
+    )
+    lines = [f"{plan.verdict}: {gpus} × {plan.gpu} of {plan.gpu_memory_gib:.2f} GiB, per GPU:"]
+    lines += [f"  {name:<12} {value}" for name, value in rows]
+    lines += [f"{finding.severity}: {finding.message} {finding.remedy}".rstrip() for finding in plan.findings]
+    return "\n".join(lines)
+
+
+def _presets(options: argparse.Namespace) -> str:
+    from planning import catalogue
+    from planning.memory import EngineOptions
+    from planning.parallelism import choose_layout
+
+    rows = []
+    for preset in map(catalogue.preset, catalogue.preset_names()):
+        shape = preset.architecture
+        layout, memory = choose_layout(
+            shape,
+            catalogue.vm_size(preset.default_vm_size),
+            replicas=None,
+            tensor_parallel_size=None,
+            pipeline_parallel_size=None,
+            options=EngineOptions(),
+        )
+        rows.append(
+            {
+                "name": preset.name,
+                "model_id": preset.model_id,
+                "revision": preset.revision,
+                "license": preset.license,
+                "gated": preset.gated,
+                "parameters": shape.parameters,
+                "dtype": shape.dtype,
+                "weights_gib": round(shape.parameters * shape.dtype_bytes / (1 << 30), 2),
+                "native_context": shape.native_context,
+                "default_vm_size": preset.default_vm_size,
+                "default_tensor_parallel_size": layout.tensor_parallel_size,
+                "default_replicas": layout.replicas,
+                "default_max_model_len": memory.max_model_len,
+            }
+        )
+    if options.format == "json":
+        return json.dumps(rows, indent=2)
+    lines = []
+    for row in rows:
+        gated = "gated" if row["gated"] else "open"
+        replicas = f"{row['default_replicas']} replica{'s' if row['default_replicas'] > 1 else ''}"
+        lines += [
+            f"{row['name']}",
+            f"  {row['model_id']}, licence {row['license']}, {gated}",
+            f"  {row['parameters'] / 1e9:.1f} billion parameters, {row['dtype']}, {row['weights_gib']} GiB",
+            f"  {row['default_vm_size']}: {replicas} × tensor parallel size {row['default_tensor_parallel_size']}, "
+            f"{row['default_max_model_len']:,} of {row['native_context']:,} tokens of context",
+        ]
+    return "\n".join(lines)
+
+
+def _schema(_: argparse.Namespace) -> str:
+    from planning import settings
+
+    return json.dumps(settings.schema(), indent=2)
+
+
+def finding_as_json(finding: Finding) -> dict[str, str]:
+    """A finding for programs."""
+    return {
+        "severity": str(finding.severity),
+        "subject": finding.subject,
+        "message": finding.message,
+        "remedy": finding.remedy,
+    }
+
+
+def _known(find: Callable[[str], Any], name: str, flag: str, names: Callable[[], Sequence[str]]) -> Any:
+    try:
+        return find(name)
+    except KeyError:
+        raise InputError(f"{flag} {name}: is not known; the choices are {', '.join(names())}") from None
+
+
+def _json_file(path: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(path.read_text("utf-8"))
+    except OSError as error:
+        raise InputError(f"--config {path}: {error.strerror or 'cannot be read'}; name a config.json") from None
+    except (ValueError, RecursionError):
+        raise InputError(f"--config {path}: is not JSON; name a model's config.json") from None
+    if not isinstance(content, dict):
+        raise InputError(f"--config {path}: holds no JSON object; name a model's config.json")
+    return content
+
+
+def _beside(path: Path, name: str) -> dict[str, Any] | None:
+    beside = path.parent / name
+    return _json_file(beside) if beside.is_file() else None
+
+
+if __name__ == "__main__":
+    sys.exit(main())
