@@ -394,49 +394,49 @@ class Command:
 def read_config(file: Path, overrides: Sequence[str], token: str) -> Config:
     """A stack file as the Pulumi CLI hands it over, with `overrides` over it and a stand-in for the model token.
 
-    Raises RefusedError.
+    Raises RefusedError. What the settings mean is not judged here: the report has done that.
     """
     try:
-        document = yaml.safe_load(file.read_text())
-        settings = {_full_key(str(key)): value for key, value in (document or {}).get("config", {}).items()}
-    except (yaml.YAMLError, AttributeError) as problem:
-        raise RefusedError(f"{file.name}: not a stack file ({problem})") from None
+        text = file.read_text()
+        typed, written = (yaml.load(text, Loader=loader) or {} for loader in (yaml.SafeLoader, yaml.BaseLoader))  # noqa: S506
+        # The CLI hands over scalars as they are written, and maps and lists as JSON.
+        as_written = {_full_key(str(key)): value for key, value in written.get("config", {}).items()}
+        settings = {_full_key(str(key)): value for key, value in typed.get("config", {}).items()}
+    except (OSError, UnicodeDecodeError, yaml.YAMLError, AttributeError) as problem:
+        raise RefusedError(f"{file.name}: not a stack file ({type(problem).__name__})") from None
+    settings |= {key: as_written[key] for key, value in settings.items() if isinstance(value, str | int | float)}
     for override in overrides:
         _set(settings, override)
     for key, value in settings.items():
         if isinstance(value, Mapping) and set(value) == {"secure"} and key != TOKEN:
-            raise RefusedError(
-                f"{key} is encrypted for the Pulumi CLI, and the sandbox has no key; try --set {key}=..."
-            )
+            raise RefusedError(f"{key} is encrypted for the Pulumi CLI and the sandbox has no key: use --set {key}=...")
     stand_in = TOKEN not in settings or isinstance(settings[TOKEN], Mapping)
-    values = {key: _as_text(value) for key, value in settings.items() if value is not None}
+    values = {k: v if isinstance(v, str) else json.dumps(v, default=str) for k, v in settings.items() if v is not None}
     return Config(values={**values, TOKEN: token}, secret_keys=(TOKEN,)) if stand_in else Config(values=values)
 
 
 def _full_key(key: str) -> str:
-    return key if ":" in key else LOCATION if key == "location" else f"{PROJECT}:{key}"
+    """The CLI puts the project's name before a key that has no namespace."""
+    return key if ":" in key else f"{PROJECT}:{key}"
 
 
 def _set(settings: dict[str, Any], override: str) -> None:
-    """`key=value`, where dots lead into maps: `vllm.max-num-seqs=64`."""
-    key, separator, text = override.partition("=")
-    if not separator or not key:
+    """`key=value`, where dots lead into maps: `vllm.max-num-seqs=64`, `models.chat.replicas=2`."""
+    key, equals, text = override.partition("=")
+    if not equals or not key:
         raise RefusedError(f"--set {override}: must be KEY=VALUE, such as max-model-len=32768")
+    first, *rest = _full_key(key.strip()).split(".")
+    steps = [first, *rest[:2], ".".join(rest[2:])] if first == f"{PROJECT}:models" else [first, ".".join(rest)]
+    *path, name = filter(None, steps)
+    for step in path:
+        inner = settings.get(step)
+        settings[step] = dict(inner) if isinstance(inner, Mapping) else {}
+        settings = settings[step]
     try:
         value = yaml.safe_load(text)
     except yaml.YAMLError:
-        raise RefusedError(f"--set {override}: the value is not YAML") from None
-    first, *path = key.split(".")
-    target, name = settings, _full_key(first)
-    for step in path:
-        inner = target.get(name)
-        target[name] = dict(inner) if isinstance(inner, Mapping) else {}
-        target, name = target[name], step
-    target[name] = value
-
-
-def _as_text(value: Any) -> str:
-    return value if isinstance(value, str) else json.dumps(value, default=str)
+        value = text
+    settings[name] = value if path or isinstance(value, list | dict) else text.strip()
 
 
 def workload(api: ClusterApi | None, resource: ResourceState) -> dict[str, Any]:

@@ -16,12 +16,13 @@ IMMUTABLE = ("zone",)
 
 @dataclass
 class FakeCloud(sdk.Provider):
-    """Resource types `fake:index:Thing`. Inputs: name (autonamed), zone, size, fail, ...; outputs: inputs and `serial`."""
+    """Resource types `fake:index:Thing`. Outputs: the inputs (the name is made up) and `serial`."""
 
     things: dict[str, dict[str, Value]] = field(default_factory=dict)
     calls: list[tuple[str, str]] = field(default_factory=list)  # (verb, logical name), in order
     timeouts: dict[str, float] = field(default_factory=dict)
     fail: dict[str, str] = field(default_factory=dict)  # "create thing" -> message, once
+    cut_off: bool = False  # nothing that changes the cloud reaches it
     serial: int = 0
     lock: Any = field(default_factory=threading.Lock)
 
@@ -29,7 +30,7 @@ class FakeCloud(sdk.Provider):
         with self.lock:
             self.calls.append((verb, name))
             message = self.fail.pop(f"{verb} {name}", None)
-        if message:
+        if message or self.cut_off:
             raise RuntimeError(message)
 
     async def check(self, request: sdk.CheckRequest) -> sdk.CheckResponse:
