@@ -14,7 +14,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
-from planning.findings import Finding, InvalidStack, without_tokens
+from planning.findings import InvalidStack, without_tokens
 
 FIT_KEYS = (
     "weights_gib",
@@ -71,10 +71,13 @@ def _asks_for_json(words: Sequence[str]) -> bool:
 
 
 class _Parser(argparse.ArgumentParser):
-    """argparse that leaves the way of failing to `main`."""
+    """argparse that leaves the way of failing to `main`, and takes options only by their whole names."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**options, allow_abbrev=False)
 
     def error(self, message: str) -> NoReturn:
-        raise InputError(f"{message}\n{self.format_usage().strip()}")
+        raise InputError(f"{message}; see {self.prog} --help")
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -167,6 +170,7 @@ def _fit(options: argparse.Namespace) -> str:
     from planning import catalogue
     from planning.architecture import NotModelledError, from_hf_config
     from planning.memory import EngineOptions, LayoutError, memory_plan
+    from planning.report import finding_as_json
 
     gpu = _known(catalogue.gpu, options.gpu, "--gpu", catalogue.gpu_names)
     try:
@@ -268,16 +272,6 @@ def _schema(_: argparse.Namespace) -> str:
     from planning import settings
 
     return json.dumps(settings.schema(), indent=2)
-
-
-def finding_as_json(finding: Finding) -> dict[str, str]:
-    """A finding for programs."""
-    return {
-        "severity": str(finding.severity),
-        "subject": finding.subject,
-        "message": finding.message,
-        "remedy": finding.remedy,
-    }
 
 
 def _known(find: Callable[[str], Any], name: str, flag: str, names: Callable[[], Sequence[str]]) -> Any:
