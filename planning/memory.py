@@ -541,7 +541,7 @@ def _notes(architecture: Architecture, known: Constants, plan: MemoryPlan, *, re
                 severity=Severity.NOTE,
                 subject=SUBJECT,
                 message=f"A start without compile caches has once measured {known.cold_compile_gib:g} GiB more "
-                f"activation memory; beyond one request of {plan.max_model_len:,} tokens, {spare:.1f} GiB per GPU are left.",
+                f"activation memory; one request of {plan.max_model_len:,} tokens leaves {spare:.1f} GiB per GPU.",
                 remedy="If the first start reports too little KV cache, start again with the caches kept.",
             )
         )

@@ -1,0 +1,107 @@
+"""Pools, quota and price."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from planning import catalogue
+from planning.capacity import GpuPoolPlan, cost, gpu_pool, nodes_needed, quota_needs
+from planning.memory import EngineOptions
+from planning.parallelism import Layout, LayoutError, choose_layout
+
+H100X8 = catalogue.vm_size("Standard_ND96isr_H100_v5")
+LAYOUT = choose_layout(
+    catalogue.preset("llama-3.3-70b-instruct").architecture,
+    H100X8,
+    replicas=None,
+    tensor_parallel_size=None,
+    pipeline_parallel_size=None,
+    options=EngineOptions(),
+)[0]
+
+
+def pool(layouts: list[Layout] | None = None, least: int | None = None, most: int | None = None) -> GpuPoolPlan:
+    return gpu_pool(H100X8, layouts or [LAYOUT], min_nodes=least, max_nodes=most, drain_timeout_minutes=60)
+
+
+def test_the_proposals_model_needs_one_node_that_no_autoscaler_touches() -> None:
+    plan = pool()
+    assert (plan.count, plan.min_count, plan.max_count, plan.autoscale) == (1, 1, 1, False)
+    assert (plan.name, plan.gpus_per_node, plan.drain_timeout_minutes) == ("h100x8", 8, 60)
+    assert (plan.max_surge, plan.max_unavailable) == ("0", "1"), "a surge would need a spare node and its quota"
+    assert plan.taints == ("nvidia.com/gpu=present:NoSchedule",)
+    assert plan.labels == {"aks-vllm/pool": "h100x8"}
+    assert plan.os_disk_size_gb <= 1024, "an ephemeral disk above the temporary disk is refused"
+
+
+@pytest.mark.parametrize(
+    ("least", "most", "bounds"),
+    [(None, None, (2, 2)), (1, 3, (1, 3)), (0, 4, (0, 4)), (3, None, (3, 3)), (None, 5, (2, 5)), (2, 2, (2, 2))],
+)
+def test_bounds_decide_whether_the_autoscaler_owns_the_count(
+    least: int | None, most: int | None, bounds: tuple[int, int]
+) -> None:
+    plan = pool([LAYOUT, LAYOUT], least, most)
+    assert (plan.min_count, plan.max_count) == bounds
+    assert plan.autoscale == (bounds[0] != bounds[1])
+    assert max(2, bounds[0]) == plan.count <= plan.max_count, "the models need two nodes from the start"
+
+
+def test_models_that_do_not_fit_say_how_many_nodes_they_need() -> None:
+    with pytest.raises(LayoutError, match=r"6 replicas with 24 GPUs need 3 nodes.*set max to 3") as caught:
+        pool([LAYOUT] * 3, 1, 2)
+    assert caught.value.key == "gpu-nodes"
+
+
+@pytest.mark.parametrize(("least", "most"), [(3, 2), (-1, 2), (1, 1001)])
+def test_bounds_that_cannot_be_are_refused(least: int, most: int) -> None:
+    with pytest.raises(LayoutError, match="0 <= min <= max <= 1000"):
+        pool(None, least, most)
+
+
+@given(st.lists(st.tuples(st.sampled_from([1, 2, 4, 8]), st.integers(1, 4)), min_size=1, max_size=8))
+def test_replicas_of_power_of_two_sizes_leave_no_gap(models: list[tuple[int, int]]) -> None:
+    layouts = [replace(LAYOUT, gpus_per_replica=gpus, replicas=replicas) for gpus, replicas in models]
+    gpus = sum(gpus * replicas for gpus, replicas in models)
+    assert nodes_needed(H100X8, layouts) == -(-gpus // 8)
+
+
+def test_a_replica_never_spans_nodes() -> None:
+    three = replace(LAYOUT, gpus_per_replica=3, replicas=4)
+    assert nodes_needed(H100X8, [three]) == 2, "12 GPUs, but only two threes fit on eight"
+    assert nodes_needed(H100X8, [replace(three, replicas=5)]) == 3
+
+
+def test_quota_covers_the_pool_at_its_largest() -> None:
+    (need,) = quota_needs([pool(None, 1, 3)])
+    assert (need.family, need.vcpus, need.nodes) == ("standardNDSH100v5Family", 288, 3)
+
+
+def test_the_cost_is_that_of_the_nodes_at_list_price() -> None:
+    plan, findings = cost([pool()], "eastus")
+    assert (plan.gpu_pools_per_hour, plan.gpu_pools_per_month) == (98.32, 71773.6)
+    assert (plan.price_date, plan.price_region) == ("2026-11-09", "eastus")
+    assert findings == ()
+
+
+def test_an_autoscaled_pool_says_what_it_may_grow_to() -> None:
+    plan, findings = cost([pool(None, 1, 3)], "eastus")
+    assert plan.gpu_pools_per_hour == 98.32
+    assert "294.96 instead of 98.32" in findings[0].message
+
+
+def test_an_unknown_price_is_none_with_the_file_that_would_hold_it() -> None:
+    unpriced = replace(pool(), name="h200x8", vm_size="Standard_ND96isr_H200_v5")
+    plan, findings = cost([pool(), unpriced], "eastus")
+    assert (plan.gpu_pools_per_hour, plan.gpu_pools_per_month) == (None, None), "half a sum would pass for the whole"
+    assert "Standard_ND96isr_H200_v5 in eastus is not known" in findings[0].message
+    assert "presets/vm-sizes.yaml" in findings[0].remedy
+
+
+def test_an_undated_price_has_no_date() -> None:
+    undated = replace(pool(), vm_size="Standard_ND96amsr_A100_v4")
+    assert cost([undated], "eastus")[0].price_date == "unknown"

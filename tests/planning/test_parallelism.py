@@ -1,0 +1,115 @@
+"""The layout chooser: smallest split that is comfortable, and refusals with the setting to change."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from planning import catalogue
+from planning.memory import EngineOptions, MemoryPlan
+from planning.parallelism import Layout, LayoutError, choose_layout, sizes_that_hold
+
+LLAMA, QWEN = "llama-3.3-70b-instruct", "qwen3-8b"
+H100X8 = "Standard_ND96isr_H100_v5"
+
+
+def choose(preset: str = LLAMA, vm: str = H100X8, **settings: Any) -> tuple[Layout, MemoryPlan]:
+    options = EngineOptions(**settings.pop("options", {}))
+    chosen = {"replicas": None, "tensor_parallel_size": None, "pipeline_parallel_size": None} | settings
+    return choose_layout(catalogue.preset(preset).architecture, catalogue.vm_size(vm), **chosen, options=options)
+
+
+@pytest.mark.parametrize("length", [16384, None])
+def test_llama_70b_gets_two_replicas_of_four_gpus_on_the_proposals_node(length: int | None) -> None:
+    layout, memory = choose(options={"max_model_len": length})
+    assert (layout.tensor_parallel_size, layout.replicas, layout.replicas_per_node) == (4, 2, 2)
+    assert (layout.gpus_per_replica, layout.pool, layout.pipeline_parallel_size) == (4, "h100x8", 1)
+    assert memory.max_model_len == (length or 131072)
+    assert memory.verdict == "fits"
+    assert memory.max_concurrency >= 2
+
+
+def test_one_gpu_gets_one_replica() -> None:
+    layout, _ = choose(QWEN, "Standard_NC40ads_H100_v5")
+    assert (layout.tensor_parallel_size, layout.replicas) == (1, 1)
+
+
+def test_the_reason_carries_the_numbers_that_decided() -> None:
+    layout, memory = choose()
+    assert f"{memory.max_concurrency:.1f} requests of 131,072 tokens" in layout.reason
+    assert "2 has room for" in layout.reason, "why not the next smaller split"
+
+
+def test_a_split_that_was_asked_for_is_taken() -> None:
+    layout, _ = choose(tensor_parallel_size=8)
+    assert (layout.tensor_parallel_size, layout.replicas) == (8, 1)
+
+
+def test_pipeline_stages_count_as_gpus_of_the_replica() -> None:
+    layout, memory = choose(tensor_parallel_size=4, pipeline_parallel_size=2)
+    assert (layout.gpus_per_replica, layout.replicas_per_node) == (8, 1)
+    assert memory.pipeline_parallel_size == 2
+
+
+def test_more_replicas_than_a_node_holds_are_taken_as_asked() -> None:
+    layout, _ = choose(replicas=5)
+    assert (layout.replicas, layout.replicas_per_node) == (5, 2)
+
+
+def test_a_context_nobody_asked_for_is_lowered_until_it_safely_fits() -> None:
+    layout, memory = choose(vm="Standard_NC80adis_H100_v5")
+    assert layout.tensor_parallel_size == 2
+    assert 1024 <= memory.max_model_len < 131072
+    assert memory.max_model_len % 1024 == 0
+    assert memory.verdict == "fits"
+    assert "not the model's 131,072" in memory.findings[0].message
+    left = (memory.longest_max_model_len - memory.max_model_len) * memory.kv_bytes_per_token / 2**30
+    assert left >= memory.error_gib, "a default that the estimates' error can break would not start"
+
+
+@pytest.mark.parametrize(
+    ("settings", "key", "words"),
+    [
+        ({"tensor_parallel_size": 3}, "vllm.tensor-parallel-size", "64 attention heads do not divide.*1, 2, 4, 8,"),
+        ({"tensor_parallel_size": 0}, "vllm.tensor-parallel-size", "at least 1"),
+        ({"tensor_parallel_size": 16}, "vllm.tensor-parallel-size", f"16 GPUs.*{H100X8} has 8"),
+        ({"tensor_parallel_size": 8, "pipeline_parallel_size": 2}, "vllm.tensor-parallel-size", "each of 2 pipeline"),
+        ({"pipeline_parallel_size": 9}, "vllm.pipeline-parallel-size", "has 8 GPUs"),
+        ({"pipeline_parallel_size": 0}, "vllm.pipeline-parallel-size", "one node"),
+        ({"tensor_parallel_size": 1}, "vllm.tensor-parallel-size", "131.45 GiB per GPU.*leave it out"),
+        ({"replicas": 0}, "replicas", "at least 1"),
+        ({"options": {"max_model_len": 200000}}, "max-model-len", "made for 131072 tokens; set it to 131072"),
+        ({"options": {"gpu_memory_utilization": 1.0}}, "vllm.gpu-memory-utilization", "at most 0.99"),
+        ({"options": {"kv_cache_dtype": "turboquant"}}, "vllm.kv-cache-dtype", "not modelled yet; use one of auto"),
+        ({"vm": "Standard_NC40ads_H100_v5"}, "vm-size", f"VM sizes that hold it: .*{H100X8}"),
+        (
+            {"vm": "Standard_NC80adis_H100_v5", "options": {"max_model_len": 131072}},
+            "max-model-len",
+            r"at most \d+ tokens fit on Standard_NC80adis_H100_v5.*set it to \d+ or lower, or use one of the VM sizes",
+        ),
+    ],
+)
+def test_a_layout_that_cannot_work_names_the_setting_to_change(settings: dict[str, Any], key: str, words: str) -> None:
+    with pytest.raises(LayoutError, match=words) as caught:
+        choose(**settings)
+    assert caught.value.key == key
+    assert caught.value.remedy
+
+
+def test_the_length_that_a_refusal_offers_is_accepted() -> None:
+    vm = "Standard_NC80adis_H100_v5"
+    with pytest.raises(LayoutError) as caught:
+        choose(vm=vm, options={"max_model_len": 131072})
+    offered = int(caught.value.remedy.split()[3])
+    assert choose(vm=vm, options={"max_model_len": offered})[1].verdict == "fits"
+
+
+def test_sizes_that_hold_come_cheapest_first_and_without_those_that_do_not() -> None:
+    sizes = sizes_that_hold(catalogue.preset(LLAMA).architecture, EngineOptions(max_model_len=131072))
+    assert sizes == (
+        "Standard_NC96ads_A100_v4",
+        "Standard_ND96amsr_A100_v4",
+        H100X8,
+        "Standard_ND96isr_H200_v5",
+    ), "one GPU or two do not hold it; the size without a price comes last"
