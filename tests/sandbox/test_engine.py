@@ -271,7 +271,7 @@ def test_a_failed_replacement_still_deletes_the_old_one_later(stack: Stack):
 
 
 @pytest.mark.parametrize("arrives", [True, False], ids=["cloud-acts", "cloud-never-hears"])
-@pytest.mark.parametrize("save", range(1, 27))
+@pytest.mark.parametrize("save", range(1, 21))
 def test_a_kill_after_any_write_of_the_state_is_healed_by_the_next_update(
     stack: Stack, save: int, arrives: bool, monkeypatch: pytest.MonkeyPatch
 ):
