@@ -209,9 +209,14 @@ def _status(plan: StackPlan) -> str:
 
 
 def _now(plan: StackPlan) -> list[str]:
+    steps = any(finding.severity is Severity.STEP for finding in plan.findings)
+    # In production an update, simulated or not, is refused until everything is pinned.
+    tryout = [f"make up STACK={plan.stack}   # on this machine: simulated Azure, real Kubernetes, no GPU"]
     return [
-        f"make up STACK={plan.stack}   # try it on this machine: simulated Azure, real Kubernetes, no GPU",
-        f"pulumi preview --stack {plan.stack}   # what would be created in Azure",
+        *(tryout if plan.environment == "development" or not steps else []),
+        f"pulumi stack init {plan.stack}   # once; docs/deploy.md says where its state may live",
+        *(["# the steps above"] if steps else []),
+        f"pulumi preview --stack {plan.stack}",
         f"pulumi up --stack {plan.stack}",
     ]
 
@@ -223,7 +228,7 @@ def _sections(plan: StackPlan, width: int = 88) -> list[_Section]:
 def _model(model: ModelPlan, width: int) -> _Section:
     layout, memory, startup, rollout = model.layout, model.memory, model.startup, model.rollout
     preset = model.preset
-    revision = f"at {model.revision[:12]}" if model.revision else "at whatever commit is newest"
+    revision = f"at {model.revision[:12]}" if model.revision else "at its newest commit, not pinned"
     gpus = _count(layout.gpus_per_replica, "GPU")
     stages = f" and pipeline parallel size {layout.pipeline_parallel_size}" if layout.pipeline_parallel_size > 1 else ""
     room = memory.longest_max_model_len
@@ -238,7 +243,7 @@ def _model(model: ModelPlan, width: int) -> _Section:
     }
     probe = startup.startup_probe_period_seconds * startup.startup_probe_failure_threshold
     return _Section(
-        title=model.name,
+        title=f"{model.name} · {preset.name}",
         about=f"{preset.model_id} {revision}, {preset.architecture.dtype}, licence {preset.license}"
         f"{', gated' if preset.gated else ''}; clients call it {model.served_model_name}",
         model=model,
@@ -295,9 +300,9 @@ def _nodes(plan: StackPlan) -> _Section:
         price = f"not known for {plan.cluster.location}"
     else:
         price = (
-            f"${cost.gpu_pools_per_hour:,.2f} an hour, ${cost.gpu_pools_per_month:,.0f} a month of 730 hours, GPU nodes "
-            f"only\nlist price of {cost.price_region}, {cost.price_date}; system nodes, control plane, disks and "
-            "traffic come on top"
+            f"${cost.gpu_pools_per_hour:,.2f} an hour, ${cost.gpu_pools_per_month:,.0f} a month of 730 hours "
+            f"for the GPU nodes\nlist price of {cost.price_region}, {cost.price_date}; system nodes, control plane, "
+            "disks and traffic come on top"
         )
     quota = [f"{need.vcpus} vCPUs of {need.family} ({need.nodes} × {need.vm_size})" for need in plan.quota]
     return _Section(

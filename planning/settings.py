@@ -179,7 +179,8 @@ class Reading:
 
     def source_of(self, key: str) -> str:
         """Where a key's value comes from: the stack file, or --set."""
-        return "--set" if any(_covers(override, key) for override in self.overrides) else self.source
+        changed = any(_covers(override, key) or _covers(key, override) for override in self.overrides)
+        return "--set" if changed else self.source
 
 
 _FLAT = tuple(field.replace("_", "-") for field in ModelSettings.model_fields)
