@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,16 @@ APPLY = "application/apply-patch+yaml"
 MERGE = "application/merge-patch+json"
 #: Seconds one request may take; a control plane on loopback answers in milliseconds.
 REQUEST_TIMEOUT = 30
+#: A server that is busy, or starting, is asked again for about two seconds; never with a POST, which may have acted.
+RETRIES = urllib3.Retry(
+    total=4,
+    backoff_factor=0.15,
+    status_forcelist=(429, 503, 504),
+    allowed_methods=("GET", "PATCH", "DELETE"),
+    raise_on_status=False,
+)
+# It would tell people about every one of those retries.
+logging.getLogger("urllib3.connectionpool").setLevel(logging.ERROR)
 
 
 class ClusterError(Exception):
@@ -28,7 +39,15 @@ class ClusterError(Exception):
 
 
 class NotFoundError(ClusterError):
-    """There is no such object, or no such namespace to put it in."""
+    """There is no such object, or no such namespace to put it in, or the cluster does not serve its kind."""
+
+
+class ConflictError(ClusterError):
+    """Somebody else manages what was asked for."""
+
+
+class UnreachableError(ClusterError):
+    """Nobody answers at the API server's address."""
 
 
 class ClusterApi:
@@ -78,18 +97,19 @@ class ClusterApi:
         try:
             payload = None if body is None else json.dumps(body)
             response = self._client.rest_client.pool_manager.request(
-                verb, url, headers=headers, body=payload, timeout=REQUEST_TIMEOUT, retries=False
+                verb, url, headers=headers, body=payload, timeout=REQUEST_TIMEOUT, retries=RETRIES
             )
         except urllib3.exceptions.HTTPError as problem:
-            raise ClusterError(
-                f"the API server at {self._client.configuration.host} cannot be reached: {problem}"
-            ) from None
+            host, reason = self._client.configuration.host, getattr(problem, "reason", None) or problem
+            # The reason begins with the connection's address in memory.
+            reason = str(reason).rpartition("object at ")[2].partition(": ")[2] or str(reason)
+            raise UnreachableError(f"the API server at {host} cannot be reached: {reason}") from None
         try:
             answer = json.loads(response.data)
         except ValueError:
             answer = {"message": response.data.decode(errors="replace")}
         if response.status >= 400:
-            refusal = NotFoundError if response.status == 404 else ClusterError
+            refusal = {404: NotFoundError, 409: ConflictError}.get(response.status, ClusterError)
             raise refusal(str(answer.get("message") or f"HTTP {response.status}"))
         return answer
 

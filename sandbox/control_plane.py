@@ -37,6 +37,8 @@ STAGES = Path(__file__).parent / "kwok-stages.yaml"
 
 #: Seconds until the API server must be ready: 3 when idle, more on a busy machine.
 START_LIMIT = 90
+#: Seconds to wait for a port before another one is chosen, and kubeconfigs handed out earlier lead nowhere.
+PORT_LIMIT = 3
 #: Seconds until KWOK must have made a new node Ready.
 NODE_LIMIT = 30
 
@@ -79,6 +81,9 @@ class ControlPlane:
             for name in ("etcd", "kube-apiserver"):
                 self._processes.ensure(name, commands[name])
             self._wait_until(self._api_ready, "kube-apiserver", COMPONENTS[:2])
+            if "kwok" not in self.processes():
+                # A former KWOK's leases would keep the nodes from the new one for the rest of their 40 s.
+                self._api().request("DELETE", "/apis/coordination.k8s.io/v1/namespaces/kube-node-lease/leases")
             for name in COMPONENTS[2:]:
                 self._processes.ensure(name, commands[name])
             self._wait_until(self._controllers_work, "kube-controller-manager", COMPONENTS)
@@ -90,7 +95,8 @@ class ControlPlane:
                 self._processes.end(COMPONENTS)
 
     def running(self) -> bool:
-        """Whether all five components run."""
+        """Whether all five components run. Whoever asks also keeps their logs short: they may run for weeks."""
+        self._processes.trim_logs()
         return set(self.processes()) == set(COMPONENTS)
 
     def processes(self) -> dict[str, int]:
@@ -342,11 +348,16 @@ class ControlPlane:
 
 
 def _is_free(port: int) -> bool:
-    try:
-        socket.create_server(("127.0.0.1", port)).close()
-    except OSError:
-        return False
-    return True
+    """Whether a port can be had, given a moment: a killed process leaves the process table before it lets go of it."""
+    until = time.monotonic() + PORT_LIMIT
+    while True:
+        try:
+            socket.create_server(("127.0.0.1", port)).close()
+            return True
+        except OSError:
+            if time.monotonic() > until:
+                return False
+            time.sleep(0.05)
 
 
 def _node_ready(node: Json | None) -> bool:

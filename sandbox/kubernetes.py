@@ -21,7 +21,15 @@ from kubernetes.utils.quantity import parse_quantity
 from pulumi.provider.experimental import provider as sdk
 from pulumi.provider.experimental.property_value import PropertyValue
 
-from sandbox.cluster_api import APPLY, ClusterApi, ClusterError, Json, NotFoundError
+from sandbox.cluster_api import (
+    APPLY,
+    ClusterApi,
+    ClusterError,
+    ConflictError,
+    Json,
+    NotFoundError,
+    UnreachableError,
+)
 from sandbox.readiness import GaveUpError, skips_await, stuck_reason, waiting_for
 from sandbox.values import (
     Change,
@@ -80,6 +88,8 @@ class KubernetesProvider(sdk.Provider):
         self._lock = threading.Lock()
         self._connected: ClusterApi | None = None
         self._cancelled = threading.Event()
+        self._offline = False
+        self._owners: dict[tuple[str, str], str] = {}
 
     async def check(self, request: sdk.CheckRequest) -> sdk.CheckResponse:
         """Complete the inputs: kind and apiVersion from the token, a name where there is none."""
@@ -97,7 +107,7 @@ class KubernetesProvider(sdk.Provider):
             # A replacement lives beside the old object for a while: it needs a name of its own.
             if not kept or any(_replaces(new["kind"], change.path) for change in differences(old, new)):
                 new["metadata"]["name"] = f"{request.name}-{secrets.token_hex(4)}"
-        return sdk.CheckResponse(inputs=to_properties(new))
+        return sdk.CheckResponse(inputs=to_properties(new), failures=self._shared(request, new))
 
     async def diff(self, request: sdk.DiffRequest) -> sdk.DiffResponse:
         """Compare new inputs with old inputs, which the engine adds to the SDK's request as `old_inputs`."""
@@ -120,12 +130,9 @@ class KubernetesProvider(sdk.Provider):
         inputs = from_properties(request.properties)
         if request.preview:
             # What a dry run makes up (uid, times) is not what the update will give: the inputs are all that is known.
-            if not has_unknown(inputs) and self._find(inputs) is None:
-                self._dry_run(inputs)
+            self._dry_run(inputs, creates=True)
             return sdk.CreateResponse(properties=request.properties)
-        found = self._find(inputs)
-        if found is not None and not _applied_by_us(found):
-            raise ClusterError(f"{_title(inputs)} already exists and is not managed by this stack; rename or remove it")
+        self._refuse_foreign(inputs)
         live = await self._wait(self._apply(inputs), request.timeout, deadline="create")
         return sdk.CreateResponse(resource_id=_id(live), properties=_outputs(live, inputs))
 
@@ -133,7 +140,7 @@ class KubernetesProvider(sdk.Provider):
         """Apply the new inputs; fields that are no longer declared go back to their defaults."""
         inputs = from_properties(request.news)
         if request.preview:
-            judged = None if has_unknown(inputs) else self._dry_run(inputs)
+            judged = self._dry_run(inputs)
             return sdk.UpdateResponse(properties=_outputs(judged, inputs) if judged else request.olds | request.news)
         live = await self._wait(self._apply(inputs), request.timeout, deadline="update")
         return sdk.UpdateResponse(properties=_outputs(live, inputs))
@@ -141,7 +148,8 @@ class KubernetesProvider(sdk.Provider):
     async def read(self, request: sdk.ReadRequest) -> sdk.ReadResponse:
         """The live object, and of it as inputs what the program declares: so drift shows. A missing one has no id."""
         inputs = from_properties(request.inputs)
-        live = self._api().get(self._path_by_id(request.type, request.resource_id))
+        path = self._path_by_id(request.type, request.resource_id)
+        live = self._api().get(path) if path else None
         if live is None:
             return sdk.ReadResponse(resource_id="", properties={}, inputs={})
         seen = with_secrets_of(_managed(_with_string_data(live, inputs), reveal(inputs)), inputs, _secret_parts(live))
@@ -152,7 +160,7 @@ class KubernetesProvider(sdk.Provider):
     async def delete(self, request: sdk.DeleteRequest) -> None:
         """Delete an object and wait until it is gone, with all that it owns."""
         api, path = self._api(), self._path_by_id(request.type, request.resource_id)
-        if api.get(path) is None:
+        if path is None or api.get(path) is None:
             return
         with contextlib.suppress(NotFoundError):
             options = {"apiVersion": "v1", "kind": "DeleteOptions", "propagationPolicy": "Foreground"}
@@ -173,6 +181,20 @@ class KubernetesProvider(sdk.Provider):
         plain = from_properties(inputs)
         return None if has_unknown(plain) else _id(plain)
 
+    def _shared(self, request: sdk.CheckRequest, inputs: Json) -> list[sdk.CheckFailure]:
+        """Two resources that mean one object would take turns in overwriting it."""
+        if has_unknown(inputs) or "metadata" not in inputs:
+            return []
+        with self._lock:
+            owner = self._owners.setdefault((request.type.rpartition("$")[2], _id(inputs)), request.urn)
+        if owner == request.urn:
+            return []
+        return [
+            sdk.CheckFailure(
+                "metadata.name", f"{_title(inputs)} is declared already, by {owner}; name one of them anew"
+            )
+        ]
+
     # The cluster.
 
     def _api(self) -> ClusterApi:
@@ -186,22 +208,45 @@ class KubernetesProvider(sdk.Provider):
         metadata = plain["metadata"]
         return self._api().path(plain["apiVersion"], plain["kind"], metadata.get("namespace", ""), metadata["name"])
 
-    def _path_by_id(self, type_: str, id_: str) -> str:
+    def _path_by_id(self, type_: str, id_: str) -> str | None:
+        """None when the cluster does not serve the kind (any more): then there is no such object either."""
         namespace, _, name = id_.rpartition("/")
-        return self._api().path(*_api_version_and_kind(type_), namespace, name)
+        try:
+            return self._api().path(*_api_version_and_kind(type_), namespace, name)
+        except NotFoundError:
+            return None
 
-    def _find(self, inputs: Json) -> Json | None:
-        return self._api().get(self._path_of(inputs))
+    def _refuse_foreign(self, inputs: Json) -> None:
+        found = self._api().get(self._path_of(inputs))
+        if found is not None and not _applied_by_us(found):
+            raise ClusterError(f"{_title(inputs)} already exists and is not managed by this stack; rename or remove it")
 
     def _apply(self, inputs: Json, *, dry_run: bool = False) -> Json:
         query = {"fieldManager": MANAGER, "force": "false"} | ({"dryRun": "All"} if dry_run else {})
-        return self._api().request("PATCH", self._path_of(inputs), body=reveal(inputs), query=query, content_type=APPLY)
+        path = self._path_of(inputs)
+        try:
+            return self._api().request("PATCH", path, body=reveal(inputs), query=query, content_type=APPLY)
+        except ConflictError as problem:
+            remedy = "let only one of the two set it: declare it no longer, or keep the other from it"
+            raise ConflictError(f"{_title(inputs)}: {problem}; {remedy}") from None
 
-    def _dry_run(self, inputs: Json) -> Json | None:
-        """Let the API server judge the object at preview; its namespace may be part of the same preview."""
-        with contextlib.suppress(NotFoundError):
+    def _dry_run(self, inputs: Json, *, creates: bool = False) -> Json | None:
+        """Let the API server judge the object at preview; None when it cannot.
+
+        The object's namespace or kind may be part of the same preview, and a preview needs no running cluster.
+        """
+        if has_unknown(inputs) or self._offline:
+            return None
+        try:
+            if creates:
+                self._refuse_foreign(inputs)
             return self._apply(inputs, dry_run=True)
-        return None
+        except NotFoundError:
+            return None
+        except UnreachableError as problem:
+            self._offline = True
+            self._progress(f"{problem}; compared with the last known state only")
+            return None
 
     async def _wait(self, live: Json, limit: float, *, deadline: str) -> Json:
         """Wait until the object is ready; the reason why it is not goes to people, and into the error."""
@@ -212,7 +257,7 @@ class KubernetesProvider(sdk.Provider):
             try:
                 missing = waiting_for(api, live)
             except GaveUpError as problem:
-                raise ClusterError(_sentence(f"{title}: {problem}", stuck_reason(api, live))) from None
+                raise ClusterError(_sentence(f"{title}: {problem}", stuck_reason(api, live, patient=False))) from None
             if missing is None:
                 return live
             words = _sentence(f"{title}: {missing}", stuck_reason(api, live))
@@ -220,7 +265,9 @@ class KubernetesProvider(sdk.Provider):
                 self._progress(words)
                 said = words
             if time.monotonic() > until:
-                raise ClusterError(f"{words}: not ready after {limit:.0f} s (the resource's {deadline} timeout)")
+                reason = stuck_reason(api, live, patient=False)
+                late = f"not ready after {limit:g} s (the resource's {deadline} timeout)"
+                raise ClusterError(_sentence(f"{title}: {missing}", reason, late))
             await self._pause(title)
             found = api.get(path)
             if found is None:

@@ -11,6 +11,8 @@ from pathlib import Path
 
 #: Seconds a process may take to end before it is killed.
 STOP_LIMIT = 10
+#: Bytes above which a log is cut to its last half of that; idle components write about 1 MB a day.
+LOG_LIMIT = 1_000_000
 
 
 class Processes:
@@ -46,7 +48,8 @@ class Processes:
         if pid:  # other flags, or another version
             self.end([name])
         self._progress(f"starting {name}")
-        with self._log(name).open("wb") as log:
+        self._log(name).parent.mkdir(exist_ok=True)
+        with self._log(name).open("ab") as log:
             child = subprocess.Popen(
                 command,
                 stdin=subprocess.DEVNULL,
@@ -74,6 +77,18 @@ class Processes:
                 while self.ids().get(name) == pid and time.monotonic() < deadline:
                     time.sleep(0.05)
 
+    def trim_logs(self) -> None:
+        """Cut long logs to their ends. The programs append, so that they go on behind the cut."""
+        for name in self._names:
+            path = self._log(name)
+            if path.exists() and path.stat().st_size > LOG_LIMIT:
+                with path.open("r+b") as log:
+                    log.seek(-LOG_LIMIT // 2, os.SEEK_END)
+                    end = log.read()
+                    log.seek(0)
+                    log.write(end)
+                    log.truncate()
+
     def last_words(self, name: str) -> str:
         """Where a program's log is and how it ends, to be put behind an error."""
         path = self._log(name)
@@ -81,9 +96,7 @@ class Processes:
         return f"; the last lines of {path}:\n" + "\n".join(lines)
 
     def _log(self, name: str) -> Path:
-        folder = self._folder / "logs"
-        folder.mkdir(exist_ok=True)
-        return folder / f"{name}.log"
+        return self._folder / "logs" / f"{name}.log"
 
     def _signal(self, pid: int, number: signal.Signals) -> None:
         """Signal a process of ours: held by descriptor, so that its number cannot pass to a stranger in between."""

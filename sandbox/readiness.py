@@ -29,14 +29,19 @@ def skips_await(live: Json) -> bool:
     return live["metadata"].get("annotations", {}).get("pulumi.com/skipAwait") == "true"
 
 
-def stuck_reason(api: ClusterApi, live: Json) -> str:
-    """Why the pods of a workload (or the pod itself) do not get ready; empty when there is nothing to tell."""
+def stuck_reason(api: ClusterApi, live: Json, *, patient: bool = True) -> str:
+    """Why the pods of a workload (or the pod itself) do not get ready; empty when there is nothing to tell.
+
+    Patient, a container that only needs time is nothing to tell.
+    """
+    problem_of = _pod_problem if patient else lambda pod: _pod_problem(pod) or _not_ready(pod)
     if live["kind"] == "Pod":
-        return _pod_problem(live)
+        return problem_of(live)
     labels = live.get("spec", {}).get("selector") or {}
     labels = labels.get("matchLabels", {}) if live["kind"] != "Service" else labels
     for pod in _pods(api, live["metadata"].get("namespace", ""), labels):
-        problem = _pod_problem(pod)
+        # What is on its way out holds nobody up, and says nothing about the version that is waited for.
+        problem = "" if "deletionTimestamp" in pod["metadata"] else problem_of(pod)
         if problem:
             return f"pod {pod['metadata']['name']}: {problem}"
     return ""
@@ -145,3 +150,11 @@ def _pod_problem(pod: Json) -> str:
         if ended.get("exitCode"):
             return f"container {container['name']} ended with exit code {ended['exitCode']} ({ended.get('reason')})"
     return ""
+
+
+def _not_ready(pod: Json) -> str:
+    status = pod.get("status", {})
+    slow = [
+        c["name"] for c in status.get("containerStatuses") or [] if "running" in c.get("state", {}) and not c["ready"]
+    ]
+    return f"container {', '.join(slow)} runs, but its probes have not succeeded yet" if slow else ""

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import fcntl
 import hashlib
+import itertools
 import os
 import re
 import subprocess
+import sys
 import time
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
@@ -45,9 +47,13 @@ def binaries(progress: Progress) -> Path:
 
     Killed at any moment, the next call goes on with the executables still missing.
 
-    Raises ToolchainError when Go is missing or too old, when a build fails, or when KUBEBUILDER_ASSETS names a folder
-    without etcd and kube-apiserver.
+    Raises ToolchainError when this is not Linux, when Go is missing or too old, when a build fails, or when
+    KUBEBUILDER_ASSETS names a folder without etcd and kube-apiserver.
     """
+    if sys.platform != "linux":  # processes are found in /proc and ended by descriptor
+        raise ToolchainError(
+            "the sandbox's control plane runs on Linux only: use a Linux machine, a virtual one or WSL 2"
+        )
     assets = _assets()
     if assets and not _missing(assets):
         return assets
@@ -55,7 +61,7 @@ def binaries(progress: Progress) -> Path:
     if not _missing(folder):
         return folder
     folder.mkdir(parents=True, exist_ok=True)
-    with _only_one(folder / ".lock", progress):
+    with _only_one(folder / ".lock", progress) as lock:
         for leftover in folder.glob(".partial-*"):
             leftover.unlink()
         for tool in _missing(folder):
@@ -66,7 +72,7 @@ def binaries(progress: Progress) -> Path:
         if missing:
             _require_go()
         for number, tool in enumerate(missing, 1):
-            _build(tool, folder, f"{number} of {len(missing)}", progress)
+            _build(tool, folder, f"{number} of {len(missing)}", lock, progress)
     return folder
 
 
@@ -131,13 +137,18 @@ def _require_go() -> None:
         raise ToolchainError(f"{asked.stdout.strip()} is too old. {remedy}")
 
 
-def _build(tool: Tool, folder: Path, position: str, progress: Progress) -> None:
+def _build(tool: Tool, folder: Path, position: str, lock: int, progress: Progress) -> None:
     partial, log = folder / f".partial-{tool.name}-{os.getpid()}", folder / f"{tool.name}.log"
     command = ["go", "build", *_flags(), "-o", str(partial), tool.package]
     started = time.monotonic()
     with log.open("w") as output:
         build = subprocess.Popen(
-            command, cwd=MODULE, env={**os.environ, "CGO_ENABLED": "0"}, stdout=output, stderr=subprocess.STDOUT
+            command,
+            cwd=MODULE,
+            env={**os.environ, "CGO_ENABLED": "0", "GOWORK": "off"},  # a workspace around us would hide the module
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            pass_fds=[lock],  # outlives us if we are killed: the next call waits for it instead of building beside it
         )
         try:
             while build.poll() is None:
@@ -163,12 +174,15 @@ def _wait(build: subprocess.Popen[bytes], *, seconds: float) -> None:
 
 
 @contextmanager
-def _only_one(path: Path, progress: Progress) -> Generator[None]:
+def _only_one(path: Path, progress: Progress) -> Generator[int]:
     """Two builds at once would take twice the memory and no less time: the second one waits."""
     with path.open("w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            progress("another process is building the control plane: waiting for it")
-            fcntl.flock(lock, fcntl.LOCK_EX)
-        yield
+        for second in itertools.count():
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                if second % 15 == 0:
+                    progress(f"another process builds the control plane: waiting for it, {second} s so far")
+                time.sleep(1)
+        yield lock.fileno()

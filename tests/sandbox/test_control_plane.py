@@ -5,11 +5,15 @@ from __future__ import annotations
 import os
 import signal
 import subprocess
+import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from conftest import GPU_TAINT, H100_NODE, say
+from conftest import ROOT, ended_in_any_case
+from kubernetes import client, watch
+from managed import GPU_TAINT, H100_NODE, eventually, say
 
 from sandbox import toolchain
 from sandbox.cluster_api import ClusterApi, ClusterError
@@ -70,6 +74,36 @@ def test_a_killed_component_is_started_again(control_plane: ControlPlane, api: C
     assert after[component] != before[component]
     assert {n: p for n, p in after.items() if n != component} == {n: p for n, p in before.items() if n != component}
     assert api.get("/api/v1/nodes/gpu-0") is not None, "the data must survive"
+
+
+def test_after_a_loss_of_power_everything_is_there_again(control_plane: ControlPlane, api: ClusterApi, namespace: str):
+    """All processes gone at once, files of theirs left behind: what a restart of the machine looks like."""
+    api.request("POST", f"/api/v1/namespaces/{namespace}/pods", body=gpu_pod("a", gpus=1))
+    before = pods_of(api, namespace)[0]
+    for pid in control_plane.processes().values():
+        os.kill(pid, signal.SIGKILL)
+    control_plane.start(toolchain.binaries(say))
+    after = pods_of(api, namespace)[0]
+    assert (after["metadata"]["uid"], condition(after, "Ready")) == (before["metadata"]["uid"], "True")
+    api.request("POST", f"/api/v1/namespaces/{namespace}/pods", body=gpu_pod("b", gpus=1))
+    assert {condition(pod, "Ready") for pod in pods_of(api, namespace)} == {"True"}, "scheduler and KWOK work again"
+
+
+def test_long_logs_are_cut_to_their_ends_while_they_are_written(control_plane: ControlPlane):
+    log = control_plane.folder / "logs/kwok.log"
+    with log.open("ab") as other:
+        other.write(b"a line of a long log\n" * 60_000 + b"the last line\n")
+    size = log.stat().st_size
+    assert control_plane.running()
+    assert log.stat().st_size < size / 2
+    assert log.read_bytes().endswith(b"the last line\n")
+    assert os.O_APPEND & _flags_of(control_plane.processes()["kwok"]), "else the next line would leave a hole as before"
+
+
+def _flags_of(pid: int) -> int:
+    """How a process opened its standard output."""
+    lines = Path(f"/proc/{pid}/fdinfo/1").read_text().splitlines()
+    return next(int(line.split()[1], 8) for line in lines if line.startswith("flags:"))
 
 
 def test_a_foreign_process_is_never_taken_for_a_component(control_plane: ControlPlane, tmp_path: Path):
@@ -133,7 +167,9 @@ def test_a_node_can_be_added_twice_changed_and_removed(control_plane: ControlPla
         control_plane.add_node("gpu-1", {"round": gpus, f"only-{gpus}": "yes"}, [GPU_TAINT], capacity)
     node = api.get("/api/v1/nodes/gpu-1")
     assert node is not None
-    assert node["status"]["allocatable"]["nvidia.com/gpu"] == "4"
+    exact = {**H100_NODE, "nvidia.com/gpu": "4"}
+    assert node["status"]["capacity"] == node["status"]["allocatable"] == exact, "nothing added, nothing left over"
+    assert condition(node, "Ready") == "True"
     assert node["metadata"]["labels"]["round"] == "4"
     assert "only-8" not in node["metadata"]["labels"], "a label that the pool no longer has must go"
     pod = gpu_pod("a", gpus=1)
@@ -170,10 +206,25 @@ def test_another_sign_in_gets_a_token(control_plane: ControlPlane):
     assert answer["status"]["userInfo"]["username"] == "deployer"
 
 
-def test_stop_ends_every_process_and_a_start_goes_on_with_the_data(tmp_path: Path):
+START = """
+import sys, os, signal
+from pathlib import Path
+from sandbox.control_plane import ControlPlane
+ControlPlane(Path(sys.argv[1]), print).start(Path(sys.argv[2]))
+os.killpg(0, signal.SIGKILL)
+"""
+
+
+def test_it_outlives_its_program_stops_whole_and_goes_on_with_the_data(tmp_path: Path):
     plane = ControlPlane(tmp_path / "own", say)
-    try:
+    with ended_in_any_case(plane):
+        command = [sys.executable, "-c", START, str(plane.folder), str(toolchain.binaries(say))]
+        killed = subprocess.run(command, cwd=ROOT, start_new_session=True, timeout=120, check=False)
+        assert killed.returncode == -signal.SIGKILL
+        assert plane.running(), "killing the program and its process group must leave the control plane alone"
+        before = plane.processes()
         plane.start(toolchain.binaries(say))
+        assert plane.processes() == before, "the next command adopts it"
         ids, port = plane.processes().values(), (plane.folder / "ports.json").read_text()
         ClusterApi(plane.admin_client()).request("POST", "/api/v1/namespaces", body={"metadata": {"name": "kept"}})
         plane.stop()
@@ -182,8 +233,29 @@ def test_stop_ends_every_process_and_a_start_goes_on_with_the_data(tmp_path: Pat
         plane.start(toolchain.binaries(say))
         assert (plane.folder / "ports.json").read_text() == port, "kubeconfigs handed out earlier must stay valid"
         assert ClusterApi(plane.admin_client()).get("/api/v1/namespaces/kept") is not None
-    finally:
-        plane.stop()
+
+
+def test_it_ends_even_if_the_tests_are_killed(tmp_path: Path):
+    """Looked at with a program of etcd's name: the guard knows processes by name and folder."""
+    folder = (tmp_path / "own").resolve()
+    sleeper = tmp_path / "etcd"
+    sleeper.symlink_to(sys.executable)
+    script = f"""
+import subprocess, os, signal
+from pathlib import Path
+from conftest import ended_in_any_case
+from managed import say
+from sandbox.control_plane import ControlPlane
+with ended_in_any_case(ControlPlane(Path({str(folder)!r}), say)):
+    subprocess.Popen([{str(sleeper)!r}, "-c", "import time; time.sleep(300)", "--data-dir={folder}/data"],
+                     start_new_session=True)
+    os.kill(os.getpid(), signal.SIGKILL)
+"""
+    folder.mkdir()
+    path = os.pathsep.join([str(Path(__file__).parent), str(ROOT)])
+    subprocess.run([sys.executable, "-c", script], env={**os.environ, "PYTHONPATH": path}, timeout=60, check=False)
+    plane = ControlPlane(folder, say)
+    eventually(lambda: not plane.processes(), "a control plane was left behind")
 
 
 def test_a_component_that_cannot_start_is_named_with_its_last_words(tmp_path: Path):
@@ -200,4 +272,67 @@ def test_a_component_that_cannot_start_is_named_with_its_last_words(tmp_path: Pa
 def test_the_admin_client_verifies_the_server(control_plane: ControlPlane):
     configuration = control_plane.admin_client().configuration
     assert configuration.verify_ssl
-    assert Path(configuration.ssl_ca_cert).read_text().startswith("-----BEGIN CERTIFICATE-----")
+    assert Path(str(configuration.ssl_ca_cert)).read_text().startswith("-----BEGIN CERTIFICATE-----")
+
+
+def deployment(name: str, revision: str, *, gpus: int = 4) -> dict:
+    """Two replicas that fill the node, so that an update must take one away before it can add one."""
+    labels = {"app": name}
+    pod = gpu_pod(name, gpus)
+    pod["spec"]["terminationGracePeriodSeconds"] = 600
+    sleep = {"preStop": {"exec": {"command": ["sleep", "300"]}}}
+    pod["spec"]["containers"][0] |= {"lifecycle": sleep, "env": [{"name": "REVISION", "value": revision}]}
+    spec = {
+        "replicas": 2,
+        "strategy": {"type": "RollingUpdate", "rollingUpdate": {"maxSurge": 0, "maxUnavailable": 1}},
+        "selector": {"matchLabels": labels},
+        "template": {"metadata": {"labels": labels}, "spec": pod["spec"]},
+    }
+    return {"apiVersion": "apps/v1", "kind": "Deployment", "metadata": {"name": name}, "spec": spec}
+
+
+def pod_states(control_plane: ControlPlane, namespace: str, start: dict) -> Iterator[list[dict]]:
+    """Every state that the pods of a namespace went through since `start`, as the API server tells its watchers."""
+    pods = {pod["metadata"]["name"]: pod for pod in start["items"]}
+    yield list(pods.values())
+    listing = client.CoreV1Api(control_plane.admin_client()).list_namespaced_pod
+    version = start["metadata"]["resourceVersion"]
+    for event in watch.Watch().stream(listing, namespace, resource_version=version, timeout_seconds=1):
+        pod = event["raw_object"]
+        pods[pod["metadata"]["name"]] = pod
+        if event["type"] == "DELETED":
+            del pods[pod["metadata"]["name"]]
+        yield list(pods.values())
+
+
+def test_a_rollout_on_a_full_node_always_keeps_one_replica_ready(
+    control_plane: ControlPlane, api: ClusterApi, namespace: str
+):
+    path = f"/apis/apps/v1/namespaces/{namespace}/deployments"
+    api.request("POST", path, body=deployment("vllm", "1"))
+
+    def ready(revision: str, pods: list[dict]) -> list[str]:
+        return [
+            pod["metadata"]["name"]
+            for pod in pods
+            if condition(pod, "Ready") == "True"
+            and "deletionTimestamp" not in pod["metadata"]
+            and pod["spec"]["containers"][0]["env"][0]["value"] in revision
+        ]
+
+    def listed() -> dict:
+        return api.request("GET", f"/api/v1/namespaces/{namespace}/pods")
+
+    eventually(lambda: len(ready("1", listed()["items"])) == 2, "the first version must come up")
+    start = listed()
+    api.request("PUT", f"{path}/vllm", body=deployment("vllm", "2"))
+    # 600 s of grace and 300 s of preStop are the machine's to wait for; here nothing runs in the pod.
+    eventually(lambda: len(ready("2", listed()["items"])) == 2, "the second version must come up")
+    states = list(pod_states(control_plane, namespace, start))
+    fewest = min(len(ready("12", pods)) for pods in states)
+    most = max(sum("deletionTimestamp" not in pod["metadata"] for pod in pods) for pods in states)
+    assert fewest == 1, "one replica at a time is down: never both, and not none, for the node is full"
+    assert most == 2, "no surge: there is no node for it"
+    assert len(states) > 6, "the whole rollout was looked at: two pods ended, two created, placed and started"
+    nodes = {pod["spec"]["nodeName"] for pod in listed()["items"]}
+    assert nodes == {"gpu-0"}
