@@ -318,7 +318,9 @@ def memory_plan(
 
     here = divide(length)
     longest = min(architecture.native_context, max(0, here.blocks - known.null_blocks) * block)
-    if options.max_num_batched_tokens is None and longest and here.tokens != divide(longest).tokens:
+    if (
+        here.tokens != divide(max(longest, block)).tokens
+    ):  # few requests: the batch, and its memory, grow with the length
         longest = _bisect(holds, architecture.native_context)
 
     needed = -(-length // block)

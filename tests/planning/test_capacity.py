@@ -76,6 +76,11 @@ def test_a_replica_never_spans_nodes() -> None:
     assert nodes_needed(H100X8, [replace(three, replicas=5)]) == 3
 
 
+def test_large_replicas_are_placed_before_small_ones() -> None:
+    five, three = (replace(LAYOUT, gpus_per_replica=gpus, replicas=2) for gpus in (5, 3))
+    assert nodes_needed(H100X8, [three, five]) == 2, "each five leaves room for one three; two threes for no five"
+
+
 def test_quota_covers_the_pool_at_its_largest() -> None:
     (need,) = quota_needs([pool(None, 1, 3)])
     assert (need.family, need.vcpus, need.nodes) == ("standardNDSH100v5Family", 288, 3)

@@ -361,6 +361,40 @@ def test_a_replica_in_stages_has_the_tokens_of_its_tightest_stage() -> None:
     assert staged.kv_cache_tokens > 2 * whole.kv_cache_tokens, "half the layers, and half the weights make room"
 
 
+def test_the_tightest_stage_is_the_one_with_more_layers_where_the_sampler_is_small() -> None:
+    odd = replace(LLAMA_70B, layers=81)
+    options = EngineOptions(max_num_seqs=1)
+    plan = memory_plan(odd, H100, tensor_parallel_size=1, pipeline_parallel_size=2, options=options)
+    assert plan.kv_bytes_per_token == 41 * 4096, "the first stage holds 41 layers, the last 40"
+    assert plan.non_torch_gib == 0.55, "only the last stage keeps the sampler's tables"
+
+
+def test_key_value_heads_are_on_every_gpu_at_least_once() -> None:
+    layer = 8192 * (4 + 1 + 1 + 4) * 128 + 3 * 8192 * 28672 // 16 + 2 * 8192
+    tables = 2 * 128256 // 16 * 8192 + 8192
+    plan = memory_plan(LLAMA_70B, H100, tensor_parallel_size=16)
+    rope = 131072 * 128
+    assert plan.weights_gib == pytest.approx((80 * layer + tables + rope) * 2 / GIB, abs=0.002)
+
+
+def test_the_vocabulary_is_padded_before_it_is_split() -> None:
+    odd, even = (replace(LLAMA_8B, vocab_size=size) for size in (1_000_001, 1_000_064))
+    options = EngineOptions(max_num_seqs=1)
+    odd_plan, even_plan = (memory_plan(m, H100, tensor_parallel_size=2, options=options) for m in (odd, even))
+    assert odd_plan.weights_gib == even_plan.weights_gib
+
+
+@pytest.mark.parametrize("asked", [16, 512, None])
+def test_the_longest_context_allows_for_the_batch_that_grows_with_it(asked: int | None) -> None:
+    def plan(length: int | None) -> MemoryPlan:
+        options = EngineOptions(max_num_seqs=1, max_model_len=length)
+        return memory_plan(QWEN_8B, H100, tensor_parallel_size=1, options=options, weights_gib=72.04)
+
+    longest = plan(asked).longest_max_model_len
+    assert 512 < longest < 8192, "where one request of the whole context is less than vLLM's own batch"
+    assert (plan(longest).verdict, plan(longest + 16).verdict) == ("fits", "refused")
+
+
 @st.composite
 def models(draw: st.DrawFn) -> Architecture:
     kv = draw(st.sampled_from([1, 2, 4, 8]))
