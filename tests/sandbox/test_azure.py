@@ -62,7 +62,7 @@ class FakePlane:
         self.nodes: dict[str, dict[str, Any]] = {}
         self.started = 0
 
-    def start(self, _binaries: Path) -> None:
+    def start(self, binaries: Path) -> None:
         self.folder.mkdir(parents=True, exist_ok=True)
         self.started += 1
 
