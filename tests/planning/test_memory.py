@@ -340,6 +340,17 @@ def test_older_versions_follow_their_own_rules() -> None:
     assert (constants("0.17.0").sampler_per_logit, constants("0.10.2").sampler_per_logit) == (14, 38.2)
 
 
+def test_the_token_line_of_the_log_changed_its_meaning() -> None:
+    options = EngineOptions(max_model_len=1000)
+    new, old = (
+        memory_plan(QWEN_8B, H100, tensor_parallel_size=1, options=options, engine_version=v, available_kv_gib=1)
+        for v in ("0.33.0", "0.19.0")
+    )
+    assert new.num_blocks == old.num_blocks == 455
+    assert old.kv_cache_tokens == 455 * 16
+    assert new.kv_cache_tokens == int(455 / 63 * 1000), "a request of 1000 tokens takes 63 whole blocks"
+
+
 def test_eager_mode_reserves_no_graphs() -> None:
     eager = memory_plan(QWEN_8B, H100, tensor_parallel_size=1, options=EngineOptions(enforce_eager=True))
     assert eager.cuda_graph_gib == 0
@@ -392,7 +403,10 @@ def test_the_longest_context_allows_for_the_batch_that_grows_with_it(asked: int 
 
     longest = plan(asked).longest_max_model_len
     assert 512 < longest < 8192, "where one request of the whole context is less than vLLM's own batch"
-    assert (plan(longest).verdict, plan(longest + 16).verdict) == ("fits", "refused")
+    fits, refused = plan(longest), plan(longest + 16)
+    assert (fits.verdict, refused.verdict) == ("fits", "refused")
+    assert longest // 16 + 1 <= fits.num_blocks, "one block is vLLM's own"
+    assert longest // 16 + 1 + 1 > refused.num_blocks
 
 
 @st.composite
@@ -464,8 +478,12 @@ def test_the_longest_context_fits_and_one_block_more_does_not(run: dict[str, Any
     def verdict(length: int) -> str:
         return memory_plan(**run, options=replace(options, max_model_len=length)).verdict
 
+    block = options.block_size or 16
     assert longest == 0 or verdict(longest) == "fits"
-    assert verdict(longest + (options.block_size or 16)) == "refused"
+    assert verdict(longest + block) == "refused"
+    if longest:
+        blocks = memory_plan(**run, options=replace(options, max_model_len=longest)).num_blocks
+        assert -(-longest // block) + 1 <= blocks, "one block is vLLM's own"
 
 
 @FAST
