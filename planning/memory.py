@@ -318,9 +318,8 @@ def memory_plan(
 
     here = divide(length)
     longest = min(architecture.native_context, max(0, here.blocks - known.null_blocks) * block)
-    if (
-        here.tokens != divide(max(longest, block)).tokens
-    ):  # few requests: the batch, and its memory, grow with the length
+    # With few requests the batch, and the memory it takes, grow with the length.
+    if here.tokens != divide(max(longest, block)).tokens:
         longest = _bisect(holds, architecture.native_context)
 
     needed = -(-length // block)
