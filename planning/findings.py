@@ -9,7 +9,7 @@ from enum import StrEnum
 
 #: Last parts of keys whose values are never shown, whoever wrote them there. `max-answer-tokens` is a number.
 _SECRET_KEY = re.compile(r"(^|[.:_-])(token|secret|password|credential|api[-_]?key|passwd)s?$", re.IGNORECASE)
-_HUGGING_FACE_TOKEN = re.compile(r"hf_\w+")
+_HUGGING_FACE_TOKEN = re.compile(r"hf_[A-Za-z0-9]{16,}")  # real ones have 34
 _SHOWN_MAX = 80  # characters of a value in a message
 
 
@@ -49,8 +49,8 @@ class Problem:
         """The value as a message may show it: on one line, not too long, and never a secret."""
         if _SECRET_KEY.search(self.key) and "max-" not in self.key:
             return "(hidden)"
-        text = " ".join(_as_written(self.value).split())
-        return without_tokens(text if len(text) <= _SHOWN_MAX else text[: _SHOWN_MAX - 1] + "…")
+        text = without_tokens(" ".join(_as_written(self.value).split()))
+        return text if len(text) <= _SHOWN_MAX else text[: _SHOWN_MAX - 1] + "…"
 
     def __str__(self) -> str:
         return f"{without_tokens(self.key)} = {self.shown}: {self.limit} ({self.source}); {self.remedy}"

@@ -517,12 +517,12 @@ def _check_names(raw: dict[str, Any], refuse: Any) -> None:
     """Names of models, and keys that nobody knows at the levels below the top."""
     models = raw.get("models")
     if isinstance(models, dict):
+        if not models:
+            refuse(f"{NAMESPACE}:models", "{}", "holds no model", "for example {chat: {preset: qwen3-8b}}")
         for name in [name for name in models if not raw.get("flat") and not _MODEL_NAME.fullmatch(name)]:
             limit = "must be 1 to 63 lower-case letters, digits and hyphens, begin with a letter, and not be `default`"
             refuse(f"{NAMESPACE}:models.{name}", name, limit, "its Service and its ServiceAccount are named after it")
             del models[name]
-        if not models:
-            refuse(f"{NAMESPACE}:models", "{}", "holds no model", "for example {chat: {preset: qwen3-8b}}")
         for name, model in models.items():
             if isinstance(model, dict):
                 _check_unknown(model, _FLAT, f"{NAMESPACE}:models.{name}", refuse)
@@ -594,7 +594,7 @@ def _drop(raw: dict[str, Any], path: Sequence[str]) -> None:
     if path[:1] == ["location"]:
         raw["location"] = "unknown"
     elif len(path) >= 3 and path[0] == "models" and path[2] != "preset":
-        raw["models"][path[1]].pop(path[2], None)
+        raw["models"].get(path[1], {}).pop(path[2], None)
     elif len(path) >= 2 and path[0] == "models":
         raw["models"].pop(path[1], None)
     elif path:
