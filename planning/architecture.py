@@ -122,7 +122,7 @@ def _not_modelled(config: Mapping[str, Any], quantization: Mapping[str, Any] | N
     kind = rope.get("rope_type") or rope.get("type")
     if kind not in PLAIN_ROPE:
         reasons.append(f"rotary scaling {kind}, which changes the native context")
-    if _dtype(text) not in DTYPE_BYTES:
+    if not reasons and _dtype(text) not in DTYPE_BYTES:
         reasons.append(f"dtype {_dtype(text)} (known are {', '.join(DTYPE_BYTES)})")
     return reasons
 
