@@ -224,7 +224,7 @@ def _presets(options: argparse.Namespace) -> str:
     from planning.memory import EngineOptions
     from planning.parallelism import choose_layout
 
-    rows = []
+    rows: list[dict[str, Any]] = []
     for preset in map(catalogue.preset, catalogue.preset_names()):
         shape = preset.architecture
         layout, memory = choose_layout(

@@ -300,8 +300,8 @@ _MEMORY_OPTIONS = {field.name.replace("_", "-"): field.name for field in fields(
 
 
 def _engine_options(options: Mapping[str, Any], max_model_len: int | None) -> EngineOptions:
-    chosen = {field: options.get(key) for key, field in _MEMORY_OPTIONS.items()}
-    return EngineOptions(**{**chosen, "max_model_len": max_model_len or chosen["max_model_len"]})
+    chosen: dict[str, Any] = {field: options.get(key) for key, field in _MEMORY_OPTIONS.items()}
+    return EngineOptions(**chosen if max_model_len is None else {**chosen, "max_model_len": max_model_len})
 
 
 def _pools(

@@ -174,10 +174,11 @@ def as_text(plan: StackPlan, width: int = 100, color: bool = False) -> str:
                     drawn = Text()
                     for glyphs, style in bar:
                         drawn.append(glyphs, style=style)
-                    drawn.append("\n")
+                    column = room  # the legend begins a line of its own
                     for glyph, style, words in legend:
-                        drawn.append(f"{glyph} ", style=style).append(f"{words}  ")
-                    drawn.rstrip()
+                        fits = column + len(words) + 4 <= room
+                        column = (column + 2 if fits else 0) + len(words) + 2
+                        drawn.append("  " if fits else "\n").append(f"{glyph} ", style=style).append(words)
                     pairs.append(("Each GPU", drawn))
             rows(pairs)
         styles = {Severity.STEP: "bold yellow", Severity.WARNING: "bold red", Severity.NOTE: "bold"}
@@ -233,6 +234,8 @@ def _model(model: ModelPlan, width: int) -> _Section:
     stages = f" and pipeline parallel size {layout.pipeline_parallel_size}" if layout.pipeline_parallel_size > 1 else ""
     room = memory.longest_max_model_len
     longer = "the longest that fits" if room <= memory.max_model_len else f"up to {room:,} fit"
+    if memory.max_model_len == preset.architecture.native_context:
+        longer = "as many as the model was made for"
     stage = {
         "node": startup.node_seconds,
         "image": startup.image_seconds,
