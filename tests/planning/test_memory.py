@@ -159,7 +159,7 @@ LOGS = {
 )
 def test_tokens_and_concurrency_are_vllms_own_given_the_available_memory(log: Log) -> None:
     low, high = (log.plan(available_kv_gib=log.available + rounding) for rounding in (-0.005, 0.005))
-    assert log.tokens is not None
+    assert log.tokens is not None and log.concurrency is not None  # the parametrisation says so
     assert low.kv_cache_tokens <= log.tokens <= high.kv_cache_tokens
     assert round(low.max_concurrency, 2) <= log.concurrency <= round(high.max_concurrency, 2)
     assert low.verdict == high.verdict == "fits"
@@ -248,7 +248,7 @@ def test_the_activation_peak_is_the_profiled_one(
     ],
 )
 def test_scheduler_limits_are_vllms_defaults_for_the_card(
-    gpu: str, options: dict[str, int], expected: tuple[int, int]
+    gpu: str, options: dict[str, Any], expected: tuple[int, int]
 ) -> None:
     plan = memory_plan(QWEN_8B, catalogue.gpu(gpu), tensor_parallel_size=1, options=EngineOptions(**options))
     assert (plan.max_num_seqs, plan.max_num_batched_tokens) == expected
@@ -508,8 +508,8 @@ def test_an_fp8_cache_holds_twice_the_tokens(run: dict[str, Any]) -> None:
 @FAST
 @given(runs())
 def test_a_wider_split_never_puts_more_weights_on_a_gpu(run: dict[str, Any]) -> None:
-    run["pipeline_parallel_size"] = 1
-    sizes = valid_tensor_parallel_sizes(run["architecture"], 16)
-    weights = [memory_plan(**run | {"tensor_parallel_size": size}).weights_gib for size in sizes]
-    slack = run["architecture"].layers * 4 / 1024 + 0.01  # four tensors of a layer, rounded up by at most one MiB each
+    model, gpu = run["architecture"], run["gpu"]
+    sizes = valid_tensor_parallel_sizes(model, 16)
+    weights = [memory_plan(model, gpu, tensor_parallel_size=size).weights_gib for size in sizes]
+    slack = model.layers * 4 / 1024 + 0.01  # four tensors of a layer, rounded up by at most one MiB each
     assert all(wide <= narrow + slack for narrow, wide in itertools.pairwise(weights))
