@@ -9,7 +9,7 @@ from enum import StrEnum
 
 #: Last parts of keys whose values are never shown, whoever wrote them there. `max-answer-tokens` is a number.
 _SECRET_KEY = re.compile(r"(^|[.:_-])(token|secret|password|credential|api[-_]?key|passwd)s?$", re.IGNORECASE)
-_HUGGING_FACE_TOKEN = re.compile(r"hf_[A-Za-z0-9]{16,}")  # real ones have 34
+_HUGGING_FACE_TOKEN = re.compile(r"hf_\w{20,}")  # real ones have 34 characters more
 _SHOWN_MAX = 80  # characters of a value in a message
 
 

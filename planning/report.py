@@ -330,7 +330,7 @@ def _nodes(plan: StackPlan) -> _Section:
 
 def _findings(plan: StackPlan) -> list[tuple[str, list[Finding]]]:
     titles = {
-        Severity.STEP: "Still to do before an update",
+        Severity.STEP: "Still to do before `pulumi up`",
         Severity.WARNING: "Warnings",
         Severity.NOTE: "Good to know",
     }
@@ -413,7 +413,7 @@ def _minutes(seconds: int) -> int:
 
 
 def _duration(seconds: int) -> str:
-    return f"{seconds} s" if seconds < 90 else f"{round(seconds / 60)} min"
+    return f"{seconds} s" if seconds < 90 else f"{_minutes(seconds)} min"
 
 
 def finding_as_json(finding: Finding) -> dict[str, str]:
