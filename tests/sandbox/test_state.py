@@ -16,7 +16,7 @@ TOKEN = "correct horse battery staple"  # noqa: S105  not a real one
 
 def resource(name: str = "a", **more: Any) -> ResourceState:
     urn = f"urn:pulumi:dev::test::fake:index:Thing::{name}"
-    return ResourceState(**{"urn": urn, "type": "fake:index:Thing", "custom": True, "id": name, **more})
+    return ResourceState(urn=urn, type="fake:index:Thing", custom=True, **{"id": name, **more})
 
 
 def test_what_is_saved_is_loaded(tmp_path: Path):
