@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import select
 import signal
 import subprocess
 import time
@@ -69,13 +70,8 @@ class Processes:
         """End programs, the last one first, and wait until they are gone."""
         for name in reversed(names):
             pid = self.ids().get(name)
-            for number in (signal.SIGTERM, signal.SIGKILL):
-                if pid is None or self.ids().get(name) != pid:
-                    break
-                self._signal(pid, number)
-                deadline = time.monotonic() + STOP_LIMIT
-                while self.ids().get(name) == pid and time.monotonic() < deadline:
-                    time.sleep(0.05)
+            if pid is not None:
+                self._end(pid)
 
     def trim_logs(self) -> None:
         """Cut long logs to their ends. The programs append, so that they go on behind the cut."""
@@ -98,15 +94,20 @@ class Processes:
     def _log(self, name: str) -> Path:
         return self._folder / "logs" / f"{name}.log"
 
-    def _signal(self, pid: int, number: signal.Signals) -> None:
-        """Signal a process of ours: held by descriptor, so that its number cannot pass to a stranger in between."""
+    def _end(self, pid: int) -> None:
+        """End a process of ours: held by descriptor, so that its number cannot pass to a stranger in between."""
         try:
             held = os.pidfd_open(pid)
         except ProcessLookupError:
             return
+        ended = select.poll()
+        ended.register(held, select.POLLIN)
         try:
             if self._is_ours(_command_line(pid)):
-                signal.pidfd_send_signal(held, number)
+                for number in (signal.SIGTERM, signal.SIGKILL):
+                    signal.pidfd_send_signal(held, number)
+                    if ended.poll(STOP_LIMIT * 1000):
+                        break
         except ProcessLookupError:
             return
         finally:

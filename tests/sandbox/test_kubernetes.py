@@ -505,11 +505,12 @@ def test_an_update_preview_shows_what_the_server_would_make_of_it(provider: Kube
 
 
 @real
-def test_requests_survive_a_restart_of_the_api_server(control_plane: ControlPlane, provider: KubernetesProvider):
+def test_requests_survive_a_restart_of_the_api_server(
+    control_plane: ControlPlane, provider: KubernetesProvider, namespace: str
+):
     """A pooled connection that the server has closed is not an error of the cluster's."""
-    space = Managed(provider, "kubernetes:core/v1:Namespace", "stays")
-    space.up({})
+    thing = Managed(provider, "kubernetes:core/v1:ConfigMap", "stays")
+    thing.up({"metadata": {"namespace": namespace}, "data": {"a": "1"}})
     control_plane.stop()
     control_plane.start(toolchain.binaries(lambda _: None))
-    assert space.refresh()
-    space.destroy()
+    assert thing.refresh()
