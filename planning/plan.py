@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from planning import capacity, catalogue, engine, parallelism, rollout, startup
 from planning.capacity import CostPlan, GpuPoolPlan, QuotaNeed
 from planning.catalogue import Image, Preset, VmSize
+from planning.engine import DownloadPlan
 from planning.findings import Finding, InvalidStack, Problem, Severity
 from planning.memory import EngineOptions, LayoutError, MemoryPlan
 from planning.names import Names, names
@@ -58,16 +59,6 @@ class DevicePluginPlan:
 
     image: Image
     node_label: tuple[str, str]  # only nodes with this label run it
-
-
-@dataclass(frozen=True, kw_only=True)
-class DownloadPlan:
-    """The init container that fetches the weights at the pinned revision; the only one that may see the token."""
-
-    image: Image
-    command: tuple[str, ...]  # exec form
-    env: Mapping[str, str]
-    target: str  # directory inside the pod, on the weights volume
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -198,6 +189,7 @@ def decide(settings: Settings, *, stack: str, source: str) -> StackPlan:
     findings = [
         *_steps(settings, models, stack),
         *(replace(finding, subject=model.name) for model in models for finding in model.memory.findings),
+        *(finding for draft in drafts for finding in engine.findings(draft.options, draft.name)),
         *_interruptions(settings, models),
         *_disk(models, gpu_pools),
         *cost_findings,
@@ -242,8 +234,9 @@ def _draft(settings: Settings, name: str, source: str, problems: list[Problem]) 
         path = settings.key(name, key)
         problems.append(Problem(key=path, value=value, limit=limit, source=source, remedy=remedy))
 
-    problems += engine.check(model.vllm, prefix=settings.key(name, "vllm"), source=source)
-    bad = {problem.key.rpartition(".")[2] for problem in problems[before:]}
+    prefix = settings.key(name, "vllm")
+    problems += engine.check(model.vllm, prefix=prefix, source=source)
+    bad = {problem.key.removeprefix(f"{prefix}.") for problem in problems[before:]}
     options = engine.normalise({key: value for key, value in model.vllm.items() if key not in bad})
     if model.max_model_len is not None and "max-model-len" in options:
         limit = f"is given a second time: {settings.key(name, 'max-model-len')} is {model.max_model_len}"

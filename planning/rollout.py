@@ -2,7 +2,20 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
+
+from planning.parallelism import Layout
+from planning.startup import StartupBudget
+
+#: Seconds between leaving the Service and SIGTERM: proxies need to hear of it, and vLLM answers 500 afterwards.
+PRE_STOP_SECONDS = 20
+#: Tokens a second of one busy request, at the low end, for the longest answer that may still finish.
+SLOW_TOKENS_PER_SECOND = 30
+#: Seconds for vLLM to end its workers after the last answer; the kubelet kills what takes longer.
+SLACK_SECONDS = 40
+#: Seconds a replica must stay ready before the next one goes.
+MIN_READY_SECONDS = 10
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -20,3 +33,55 @@ class RolloutPlan:
     update_consequence: str
     drain_outage_minutes: int  # 0: replicas on other nodes keep serving
     drain_consequence: str
+
+
+def plan_rollout(layout: Layout, *, nodes: int, startup: StartupBudget, max_answer_tokens: int) -> RolloutPlan:
+    """One replica at a time, old before new: on full nodes a surge pod would wait for GPUs that are never free.
+
+    `nodes` is the size of the pool; `max_answer_tokens` bounds the longest answer that an update lets finish.
+    """
+    shutdown = math.ceil(max_answer_tokens / SLOW_TOKENS_PER_SECOND)
+    apart = layout.replicas > 1 and nodes > 1  # spread over nodes, a drain meets one replica at a time
+    restart = _minutes(startup.restart_seconds)
+    each = _minutes(PRE_STOP_SECONDS + shutdown + startup.restart_seconds + MIN_READY_SECONDS)
+    if layout.replicas > 1:
+        outage = 0
+        update = (
+            f"one replica at a time is replaced; {_count(layout.replicas - 1)} serving all the while; up to "
+            f"{each * layout.replicas} minutes in all."
+        )
+    else:
+        outage = restart
+        update = f"An update is an outage of about {restart} minutes: the only replica stops before the new one starts."
+    if apart:
+        drain_outage = 0
+        drain = "a node drain takes one replica at a time; those on other nodes keep serving."
+    else:
+        drain_outage = _minutes(startup.total_seconds)
+        replicas = "the only replica" if layout.replicas == 1 else "every replica"
+        drain = (
+            f"Draining the node takes {replicas} along: an outage of about {drain_outage} minutes, one start-up on a "
+            "new node. The disruption budget allows it, or no node could ever be updated."
+        )
+    return RolloutPlan(
+        max_surge=0,
+        max_unavailable=1,
+        # A pod evicted from the only node has nowhere to go: a budget of one would block the second one for ever.
+        pdb_max_unavailable=1 if apart else layout.replicas,
+        pre_stop_seconds=PRE_STOP_SECONDS,
+        shutdown_timeout_seconds=shutdown,
+        termination_grace_seconds=PRE_STOP_SECONDS + shutdown + SLACK_SECONDS,
+        min_ready_seconds=MIN_READY_SECONDS,
+        update_outage_minutes=outage,
+        update_consequence=update[0].upper() + update[1:],
+        drain_outage_minutes=drain_outage,
+        drain_consequence=drain[0].upper() + drain[1:],
+    )
+
+
+def _minutes(seconds: int) -> int:
+    return math.ceil(seconds / 60)
+
+
+def _count(replicas: int) -> str:
+    return "one replica keeps" if replicas == 1 else f"{replicas} replicas keep"

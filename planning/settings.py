@@ -637,7 +637,8 @@ def _json_or_text(text: str) -> Any:
 
 
 def _covers(setting: str, key: str) -> bool:
-    return key == setting or key.startswith(f"{setting}.")
+    """Whether a key is a setting or lies in it; vLLM takes underscores for dashes."""
+    return f"{key}.".replace("_", "-").startswith(f"{setting}.".replace("_", "-"))
 
 
 def _is_digits(value: object) -> bool:

@@ -2,7 +2,29 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
+
+from planning.architecture import Architecture
+from planning.catalogue import VmSize
+from planning.parallelism import Layout
+
+#: Allocate, boot and join a VM (5 to 10 minutes) and install its GPU driver (80 to 150 s, 1 to 3 s a GPU).
+#: Azure/AKS#4110, Azure/AgentBaker#8661
+NODE_SECONDS, DRIVER_SECONDS, DRIVER_SECONDS_PER_GPU = 450, 120, 3
+#: The vLLM image, about 12 GB compressed: 1.5 to 4 minutes. vllm-project/vllm#27154, AKS artifact streaming proposals
+IMAGE_SECONDS = 180
+#: Bytes a second from Hugging Face, seen on AKS: 29 GB in 113 s. AKS engineering blog, 2026-07-13
+DOWNLOAD_BYTES_PER_SECOND = 0.26e9
+#: Bytes a second from the node's disk to the GPUs: 29 GB in 74 s. The same source
+LOAD_BYTES_PER_SECOND = 0.39e9
+#: A cold torch.compile of a large model, and profiling with CUDA graph capture. vllm-project/vllm#19824
+COMPILE_SECONDS, GRAPHS_SECONDS = 85, 120
+#: Storage and network at their slowest seen; a limit that is met by a healthy start kills it and begins again.
+MARGIN = 2
+#: Seconds; nothing is gained by a smaller limit, as a failed start is reported by its exit, not by a timeout.
+SHORTEST_LIMIT = 1800
+PROBE_PERIOD_SECONDS = 10
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -22,3 +44,36 @@ class StartupBudget:
     startup_probe_failure_threshold: int
     progress_deadline_seconds: int  # Deployment; longer than the probe by download, image and node
     pulumi_timeout_minutes: int  # custom timeouts of Deployment and Service; longer than the deadline
+
+
+def budget(architecture: Architecture, vm: VmSize, layout: Layout) -> StartupBudget:
+    """The budget of one replica. Stages are seconds as published for such parts; every limit is derived from them."""
+    size = architecture.parameters * architecture.dtype_bytes
+    node = NODE_SECONDS + DRIVER_SECONDS + DRIVER_SECONDS_PER_GPU * vm.gpus
+    weights = math.ceil(size / DOWNLOAD_BYTES_PER_SECOND)
+    load = math.ceil(size / LOAD_BYTES_PER_SECOND)
+    # Replicas that start together share the node's network and disk.
+    together = min(layout.replicas, layout.replicas_per_node)
+    engine = load + COMPILE_SECONDS + GRAPHS_SECONDS
+    slowest = MARGIN * (load * together + COMPILE_SECONDS + GRAPHS_SECONDS)
+    threshold = math.ceil(max(SHORTEST_LIMIT, slowest) / PROBE_PERIOD_SECONDS)
+    probe = threshold * PROBE_PERIOD_SECONDS
+    # The probe begins after the init container; the deadline begins with the pod, maybe before its node.
+    deadline = probe + MARGIN * (weights * together + IMAGE_SECONDS) + MARGIN * node
+    # Replicas are replaced one after the other, and the deadline begins anew with each.
+    update = deadline * layout.replicas
+    return StartupBudget(
+        node_seconds=node,
+        image_seconds=IMAGE_SECONDS,
+        weights_seconds=weights,
+        load_seconds=load,
+        compile_seconds=COMPILE_SECONDS,
+        graphs_seconds=GRAPHS_SECONDS,
+        total_seconds=node + IMAGE_SECONDS + weights + engine,
+        restart_seconds=weights + engine,
+        engine_ready_timeout_seconds=probe,
+        startup_probe_period_seconds=PROBE_PERIOD_SECONDS,
+        startup_probe_failure_threshold=threshold,
+        progress_deadline_seconds=deadline,
+        pulumi_timeout_minutes=math.ceil(update / 60) + 10,
+    )

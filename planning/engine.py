@@ -1,0 +1,319 @@
+"""vLLM's command line and environment, checked against the contract of the version that is deployed.
+
+The contract is data in `presets/engines/vllm-<version>/`: `arguments.json` (every option of `vllm serve`),
+`environment.json` (every variable it reads) and `rules.yaml` (what of it is removed, reserved or limited here).
+"""
+
+from __future__ import annotations
+
+import difflib
+import json
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from planning.catalogue import PRESETS, Image, Preset
+from planning.findings import Finding, Problem, Severity
+from planning.memory import MemoryPlan
+from planning.parallelism import Layout
+from planning.startup import StartupBudget
+
+ENGINE_VERSION = "0.33.0"
+FOLDER = PRESETS / "engines" / f"vllm-{ENGINE_VERSION}"
+
+#: Exec form: vLLM is process 1 of the container and gets SIGTERM itself.
+COMMAND = ("vllm", "serve")
+WEIGHTS = "/models"  # the weights volume
+HOME = "/home/vllm"  # of the image's user
+CACHE_ROOT = "/var/cache/vllm"
+TOKEN_FILE = "/var/run/secrets/huggingface/token"  # noqa: S105  a path, not a token
+
+#: Options that the layout and the memory plan decide; the rest is passed on as given.
+PLANNED = ("tensor-parallel-size", "pipeline-parallel-size", "max-model-len")
+
+
+@dataclass(frozen=True, kw_only=True)
+class DownloadPlan:
+    """The init container that fetches the weights at the pinned revision; the only one that may see the token."""
+
+    image: Image
+    command: tuple[str, ...]  # exec form
+    env: Mapping[str, str]
+    target: str  # directory inside the pod, on the weights volume
+
+
+@cache
+def _arguments() -> dict[str, dict[str, Any]]:
+    """Option -> kind, choices, `off` (turns a switch off), `many` (how a list is written), `also` (aliases)."""
+    return json.loads((FOLDER / "arguments.json").read_text())
+
+
+@cache
+def _names() -> dict[str, str]:
+    """Every spelling of an option, without its dashes -> its first name; `no-x` is not among them."""
+    return {spelling: name for name, row in _arguments().items() for spelling in (name, *row.get("also", ()))}
+
+
+@cache
+def _rules() -> dict[str, Any]:
+    loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+    return yaml.load((FOLDER / "rules.yaml").read_text(), Loader=loader)  # noqa: S506  both loaders are safe ones
+
+
+def _plain(key: str) -> str:
+    """vLLM takes dashes and underscores alike."""
+    return key.removeprefix("--").replace("_", "-").lower()
+
+
+def check(options: Mapping[str, object], *, prefix: str, source: str) -> tuple[Problem, ...]:
+    """What of these options this version of vLLM, or the plan, would refuse.
+
+    `prefix` is the setting they stand under (`aks-vllm:vllm`), `source` the file, both for the messages.
+    """
+    problems: list[Problem] = []
+    seen: dict[str, str] = {}
+    for key, value in options.items():
+        name = _names().get(_plain(key), _plain(key))
+        if name in seen:
+            limit, remedy = f"is the same option as {seen[name]}", "keep one of the two"
+        else:
+            seen[name] = key
+            limit, remedy = _objection(name, value)
+        if limit:
+            shown = "(hidden)" if name in ("api-key", "hf-token") else value
+            problems.append(Problem(key=f"{prefix}.{key}", value=shown, limit=limit, source=source, remedy=remedy))
+    return tuple(problems)
+
+
+def _objection(name: str, value: object) -> tuple[str, str]:
+    """What is wrong with an option, and what to do; empty if nothing is."""
+    rules = _rules()
+    if name in rules["removed"]:
+        gone = rules["removed"][name]
+        since = f"was removed in vLLM {gone['since']}" if gone["since"] else f"is gone in vLLM {ENGINE_VERSION}"
+        return f"{since} ({gone['why']}): the server would not start", gone["instead"]
+    if name in rules["reserved"]:
+        return "belongs to the plan", f"delete the line: {rules['reserved'][name]}"
+    if name not in _arguments():
+        return f"is not an option of vLLM {ENGINE_VERSION}", _nearest(name)
+    if value is None:
+        return "has no value", "give it one or delete the line"
+    return _wrong_value(name, value)
+
+
+def _nearest(name: str) -> str:
+    for option, row in _arguments().items():
+        if row.get("off") == name:
+            return f"write {option}: false"
+    near = difflib.get_close_matches(name, _names(), n=1, cutoff=0.7)
+    return f"did you mean {near[0]}?" if near else "delete the line; `vllm serve --help=all` lists the options"
+
+
+_SIZE = re.compile(r"\d+(\.\d+)?[kKmMgG]?")
+_UNITS = {"k": 10**3, "m": 10**6, "g": 10**9, "K": 2**10, "M": 2**20, "G": 2**30}
+
+
+def _wrong_value(name: str, value: object) -> tuple[str, str]:
+    row = _arguments()[name]
+    if row.get("many") and isinstance(value, list):
+        if not value:
+            return "is an empty list", "give it a value or delete the line"
+        reasons = (_wrong_scalar(name, row, item) for item in value)
+        return next((reason for reason in reasons if reason[0]), ("", ""))
+    return _wrong_scalar(name, row, value)
+
+
+def _wrong_scalar(name: str, row: Mapping[str, Any], value: object) -> tuple[str, str]:
+    kind = row["kind"]
+    if kind in ("switch", "flag"):
+        return ("", "") if isinstance(value, bool) else ("must be true or false", f"write {name}: true")
+    if kind in ("json", "json-or-text"):
+        return _wrong_json(name, kind, value)
+    if isinstance(value, bool | Mapping | list):
+        return f"must be {_KINDS[kind]}", "correct it there"
+    if kind in _NUMBERS:
+        number = _number(kind, value)
+        if name == "max-model-len" and value in ("auto", -1, "-1"):
+            return "leaves the context to the start-up", "name a number, or leave it out: the plan takes the longest"
+        return (f"must be {_KINDS[kind]}", "correct it there") if number is None else _outside(name, number)
+    choices = row.get("choices")
+    if choices and str(value) not in choices:
+        near = difflib.get_close_matches(str(value), choices, n=1)
+        return f"must be one of {', '.join(choices)}", f"did you mean {near[0]}?" if near else "choose one of them"
+    return "", ""
+
+
+_NUMBERS = ("int", "float", "size", "size-or-auto")
+_KINDS = {
+    "int": "a whole number",
+    "float": "a number",
+    "size": "a whole number, or one such as 16k",
+    "text": "text",
+    "size-or-auto": "a whole number, or one such as 16k",
+    "scalar": "text or a number",
+}
+
+
+def _number(kind: str, value: object) -> int | float | None:
+    """The value as vLLM reads it; None if it cannot."""
+    if kind == "float":
+        try:
+            return float(value)  # type: ignore[arg-type]
+        except (TypeError, ValueError):
+            return None
+    text = str(value)
+    if kind == "int":
+        return int(text) if re.fullmatch(r"-?\d+", text) else None
+    if not _SIZE.fullmatch(text):
+        return None
+    unit = _UNITS.get(text[-1])
+    if unit is None:
+        return int(text) if text.isdigit() else None
+    # vLLM: a fraction only with a decimal unit ("1.5k"), never with a binary one ("1.5K").
+    whole = float(text[:-1]) * unit
+    return int(whole) if unit % 10 == 0 or "." not in text else None
+
+
+def _outside(name: str, number: float) -> tuple[str, str]:
+    limits = _rules()["ranges"].get(name, {})
+    if number != number or number in (float("inf"), float("-inf")):
+        return "must be a finite number", "correct it there"
+    if "above" in limits and number <= limits["above"]:
+        return f"must be above {limits['above']} and at most {limits['most']}", "correct it there"
+    if number < limits.get("least", number):
+        return f"must be at least {limits['least']}", "correct it there"
+    if number > limits.get("most", number):
+        return f"must be above {limits['above']} and at most {limits['most']}", "correct it there"
+    return "", ""
+
+
+def _wrong_json(name: str, kind: str, value: object) -> tuple[str, str]:
+    if isinstance(value, Mapping | list):
+        return "", ""
+    if isinstance(value, str):
+        try:
+            json.loads(value)
+        except ValueError:
+            return (
+                ("", "") if kind == "json-or-text" else ("must be a map, a list or JSON text", f"write {name}: {{...}}")
+            )
+        return "", ""
+    return ("", "") if kind == "json-or-text" else ("must be a map, a list or JSON text", f"write {name}: {{...}}")
+
+
+def normalise(options: Mapping[str, object]) -> dict[str, Any]:
+    """Checked options under their first names, numbers as numbers."""
+    found: dict[str, Any] = {}
+    for key, value in options.items():
+        name = _names().get(_plain(key), _plain(key))
+        row = _arguments().get(name, {"kind": "text"})
+        number = _number(row["kind"], value) if row["kind"] in _NUMBERS and not isinstance(value, list) else None
+        found[name] = value if number is None else number
+    return found
+
+
+def findings(options: Mapping[str, Any], subject: str) -> Iterator[Finding]:
+    """What normalised options mean that the report does not compute, or that deserves a second look."""
+    rules = _rules()
+    for name, value in sorted(options.items()):
+        if not value:
+            continue
+        if name in rules["not-modelled"]:
+            yield Finding(
+                severity=Severity.WARNING,
+                subject=subject,
+                message=f"The memory figures leave out what {name} = {value} changes: {rules['not-modelled'][name]}.",
+                remedy="Not modelled yet: read `Available KV cache memory` in vLLM's log after the first start.",
+            )
+        if name in rules["caution"]:
+            told = rules["caution"][name]
+            yield Finding(
+                severity=Severity.WARNING, subject=subject, message=f"{name} {told['message']}", remedy=told["remedy"]
+            )
+
+
+def arguments(
+    *,
+    options: Mapping[str, Any],
+    model_path: str,
+    served_model_name: str,
+    port: int,
+    layout: Layout,
+    memory: MemoryPlan,
+    shutdown_timeout_seconds: int,
+    preset: Preset,
+) -> tuple[str, ...]:
+    """The words after `vllm serve`: the plan's own first, then normalised options by name."""
+    planned: dict[str, Any] = {
+        "served-model-name": options.get("served-model-name", served_model_name),
+        "port": port,
+        "tensor-parallel-size": layout.tensor_parallel_size,
+        "pipeline-parallel-size": layout.pipeline_parallel_size if layout.pipeline_parallel_size > 1 else None,
+        "max-model-len": memory.max_model_len,  # always, so that nothing is chosen at the start
+        "shutdown-timeout": shutdown_timeout_seconds,
+    }
+    # Probes and scrapes every few seconds would bury the requests in the log.
+    quiet = {"disable-access-log-for-endpoints": "/health,/metrics"}
+    given = {name: value for name, value in (quiet | dict(options)).items() if name not in (*planned, *PLANNED)}
+    words = [model_path]
+    for name, value in [*planned.items(), *sorted(given.items())]:
+        words += _written(name, value)
+    return tuple(words)
+
+
+def _written(name: str, value: Any) -> list[str]:
+    """One option as words of the command line."""
+    row = _arguments()[name]
+    if value is None:
+        return []
+    if row["kind"] in ("switch", "flag"):
+        return [f"--{name}"] if value else [f"--{row['off']}"] if "off" in row else []
+    if row.get("many") == "repeat":
+        items = value if isinstance(value, list | tuple) else [value]
+        return [word for item in items for word in _option(name, _text(item))]
+    if row.get("many") and isinstance(value, list | tuple):
+        return [f"--{name}", *map(_text, value)]
+    return _option(name, _text(value))
+
+
+def _option(name: str, text: str) -> list[str]:
+    """A value that begins with a dash would be taken for an option of its own."""
+    return [f"--{name}={text}"] if text.startswith("-") else [f"--{name}", text]
+
+
+def _text(value: Any) -> str:
+    return json.dumps(value, sort_keys=True) if isinstance(value, Mapping | list | tuple | bool) else str(value)
+
+
+def environment(*, startup: StartupBudget) -> dict[str, str]:
+    """What the server reads from its environment. Offline: everything it needs is on the weights volume."""
+    return {
+        "HF_HUB_OFFLINE": "1",
+        "HOME": HOME,
+        "VLLM_CACHE_ROOT": CACHE_ROOT,
+        # Its own 600 seconds would end a start that the probe still waits for.
+        "VLLM_ENGINE_READY_TIMEOUT_S": str(startup.engine_ready_timeout_seconds),
+        "VLLM_NO_USAGE_STATS": "1",
+    }
+
+
+def download(preset: Preset, revision: str | None, image: Image) -> DownloadPlan:
+    """Fetch the weights with the tool that the vLLM image carries; run again, it goes on where it stopped."""
+    target = str(Path(WEIGHTS) / preset.model_id.rpartition("/")[2] / (revision or "main"))
+    command = ["hf", "download", preset.model_id, "--local-dir", target]
+    command += ["--revision", revision] if revision else []
+    for pattern in preset.download_exclude:
+        command += ["--exclude", pattern]
+    env = {
+        "HOME": HOME,
+        # Its image asks for all GPUs, and gets them where the NVIDIA runtime is the default one.
+        "NVIDIA_VISIBLE_DEVICES": "void",
+    }
+    if preset.gated:
+        env["HF_TOKEN_PATH"] = TOKEN_FILE
+    return DownloadPlan(image=image, command=tuple(command), env=env, target=target)
