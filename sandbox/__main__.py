@@ -14,6 +14,7 @@ import hmac
 import json
 import os
 import re
+import shlex
 import shutil
 import signal
 import subprocess
@@ -32,11 +33,11 @@ from typing import Any, NoReturn
 import yaml
 
 from sandbox import toolchain
-from sandbox.azure import AzureError, SimulatedAzure
+from sandbox.azure import CLUSTER, AzureError, SimulatedAzure
 from sandbox.cluster_api import ClusterApi, ClusterError
 from sandbox.control_plane import ControlPlane, ControlPlaneError
 from sandbox.display import Display
-from sandbox.engine import Engine, InputRefusedError, Result, RunFailedError
+from sandbox.engine import STOPPED, Engine, InputRefusedError, Op, Result, RunFailedError
 from sandbox.kubernetes import KubernetesProvider
 from sandbox.providers import BadReferenceError
 from sandbox.state import ResourceState, StackBusyError, Store, UnreadableStateError
@@ -110,7 +111,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except (RefusedError, InputRefusedError) as refused:
         return _failed(2, refused.problems, display, as_json)
     except RunFailedError as failed:
-        problems = [*failed.problems]
+        problems = [problem for problem in failed.problems if problem != STOPPED]
         if failed.details and command:
             problems.append(f"details are in {command.log(failed.details)}")
         if command and command.interrupted:
@@ -176,8 +177,9 @@ class Command:
     @property
     def how_to_go_on(self) -> str:
         """What to tell a person who stopped the command."""
-        again = f"`python -m sandbox {self._name}{'' if self.stack == 'sandbox' else f' --stack {self.stack}'}`"
-        return f"stopped; what was done is recorded, and running {again} again goes on from there"
+        words = ["python", "-m", "sandbox", self._name, *([] if self.stack == "sandbox" else ["--stack", self.stack])]
+        words += [part for override in self.overrides for part in ("--set", override)]
+        return f"{STOPPED}, and running `{shlex.join(words)}` again goes on from there"
 
     def clean(self, text: str) -> str:
         """The text without any secret that this run has met."""
@@ -213,9 +215,11 @@ class Command:
         self.display.title(f"Preview of {self.stack}")
         self.display.plan(planned.steps)
         self.display.summary(planned.changes, done=False)
-        with self.display.running():
+        if any(step.type == CLUSTER and step.op is not Op.DELETE for step in planned.steps):
             self.display.title("Control plane")
-            toolchain.binaries(self.display.progress)
+            with self.display.running():
+                self.plane.start(toolchain.binaries(self.display.progress))
+            self.display.line("    Kubernetes is ready: etcd, API server, controllers, scheduler and KWOK")
         self.display.title(f"Updating {self.stack}")
         with self._engine_at_work():
             result = engine.up(program, root=ROOT, config=config.values, secret_keys=config.secret_keys)

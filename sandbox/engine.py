@@ -22,6 +22,9 @@ from sandbox.providers import PROVIDER_TYPE, BadReferenceError, Package, Provide
 from sandbox.state import ResourceState, Store
 from sandbox.values import Scrubber, Secret, Value, differences, from_properties, to_properties, with_secrets_of
 
+#: What a cancelled run says last.
+STOPPED = "stopped; what was done is recorded"
+
 
 class RunFailedError(Exception):
     """The run did not reach its end; every line is free of secrets."""
@@ -121,6 +124,8 @@ class Engine:
         try:
             deployment.delete_leftovers()
         except (StepFailedError, BadReferenceError) as stopped:
+            if self.cancelled.is_set():
+                raise RunFailedError([*deployment.failures, STOPPED]) from None
             raise RunFailedError(deployment.failures or [self.scrubber.clean(str(stopped))]) from None
         return Result(steps=tuple(deployment.steps))
 
@@ -200,7 +205,7 @@ def execute(
         deployment.delete_leftovers()
     except (ProgramRefusedError, ProgramCrashedError, StepFailedError, BadReferenceError) as stopped:
         if deployment.cancelled.is_set():
-            raise RunFailedError([*deployment.failures, "stopped; what was done is recorded"]) from None
+            raise RunFailedError([*deployment.failures, STOPPED]) from None
         if deployment.failures:
             raise RunFailedError(deployment.failures) from None
         clean = deployment.scrubber.clean

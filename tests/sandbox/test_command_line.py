@@ -244,7 +244,7 @@ def test_refresh_shows_drift(project: Project):
 
 def test_an_interrupted_up_says_how_to_go_on_and_does(project: Project):
     answer = project.json("up", "--set", "interrupt=yes", exit_code=1)
-    assert "running `python -m sandbox up` again goes on from there" in answer["error"]
+    assert "running `python -m sandbox up --set interrupt=yes` again goes on from there" in answer["error"]
     assert project.json("up")["outputs"]["group"] == "rg"
     assert project.json("up")["changes"] == {"same": 3}
 
