@@ -28,7 +28,7 @@ from datetime import UTC, datetime
 from itertools import pairwise
 from pathlib import Path
 from types import FrameType
-from typing import Any, NoReturn
+from typing import Any, NoReturn, TextIO
 
 import yaml
 
@@ -66,11 +66,11 @@ EXPECTED = (
 
 
 class RefusedError(Exception):
-    """The input is wrong; nothing was changed."""
+    """The input is wrong; nothing was changed. `answer` is what other programs are told, beside the text."""
 
-    def __init__(self, *problems: str) -> None:
-        super().__init__("\n".join(problems))
-        self.problems = list(problems)
+    def __init__(self, text: str, answer: Mapping[str, Any] | None = None) -> None:
+        super().__init__(text)
+        self.answer = dict(answer or {})
 
 
 class _Parser(argparse.ArgumentParser):
@@ -82,7 +82,11 @@ class _Parser(argparse.ArgumentParser):
 
 def parser() -> argparse.ArgumentParser:
     """The options, the same for every command."""
-    made = _Parser(prog="python -m sandbox", description="Run the whole stack on this machine, without Azure.")
+    made = _Parser(
+        prog="python -m sandbox",
+        description="Run the whole stack on this machine: simulated Azure, real Kubernetes, no GPU.",
+        allow_abbrev=False,
+    )
     made.add_argument("command", choices=["preview", "up", "refresh", "destroy", "status"])
     made.add_argument("--stack", default="sandbox", help="the stack file stacks/Pulumi.<stack>.yaml (default: sandbox)")
     made.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="a setting, for this run only")
@@ -108,7 +112,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if as_json:
             print(json.dumps(answer))
         return 0
-    except (RefusedError, InputRefusedError) as refused:
+    except RefusedError as refused:
+        return _failed(2, [str(refused)], display, as_json, refused.answer)
+    except InputRefusedError as refused:
         return _failed(2, refused.problems, display, as_json)
     except RunFailedError as failed:
         problems = [problem for problem in failed.problems if problem != STOPPED]
@@ -127,10 +133,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return _failed(1, [problem], display, as_json)
 
 
-def _failed(code: int, problems: list[str], display: Display, as_json: bool) -> int:
+def _failed(
+    code: int, problems: list[str], display: Display, as_json: bool, answer: Mapping[str, Any] | None = None
+) -> int:
     display.problems(problems)
     if as_json:
-        print(json.dumps({"error": "\n".join(problems), "problems": problems}))
+        print(json.dumps({"error": "\n".join(problems), **(answer or {})}))
     return code
 
 
@@ -229,9 +237,12 @@ class Command:
         self.display.workloads(rows)
         self.display.title("Outputs")
         self.display.outputs(result.outputs)
+        self.display.title("Next, on this machine")
+        for line in self._next_steps():
+            self.display.line(f"    {line}")
         readme = result.outputs.get("readme")
         if isinstance(readme, str):
-            self.display.title("What to do next")
+            self.display.title("Next, for real")
             self.display.line(readme)
         return self._changes(result) | {"workloads": rows, "outputs": masked(dict(result.outputs))}
 
@@ -287,19 +298,22 @@ class Command:
 
         A process of its own: the sandbox knows nothing of how plans are made.
         """
-        command = [sys.executable, "-m", "planning", "report", "--stack", self.stack]
-        command += [part for override in self.overrides for part in ("--set", override)]
-        out = (sys.stderr if self.as_json else sys.stdout) if show else subprocess.DEVNULL
         sys.stdout.flush()
-        done = subprocess.run(command, cwd=ROOT, stdout=out, stderr=subprocess.PIPE, text=True, check=False)
-        if done.returncode == 0:
-            sys.stderr.write(done.stderr if show else "")
-            return
-        problems = [line.removeprefix("error: ") for line in done.stderr.splitlines() if line.strip()]
+        if show:
+            done = self._planning("text", sys.stderr if self.as_json else sys.stdout)
+        if not show or done.returncode == 2:
+            done = self._planning("json", subprocess.PIPE)
         if done.returncode == 2:
-            raise RefusedError(*problems)
-        where = self.log(done.stderr)
-        raise RunFailedError([f"the report failed with exit code {done.returncode}; details are in {where}"])
+            answer = json.loads(done.stdout)
+            raise RefusedError(answer["error"], answer)
+        if done.returncode != 0:
+            where = self.log(done.stderr)
+            raise RunFailedError([f"the report failed with exit code {done.returncode}; details are in {where}"])
+
+    def _planning(self, format_: str, out: TextIO | int) -> subprocess.CompletedProcess[str]:
+        command = [sys.executable, "-m", "planning", "report", "--stack", self.stack, "--format", format_]
+        command += [part for override in self.overrides for part in ("--set", override)]
+        return subprocess.run(command, cwd=ROOT, stdout=out, stderr=subprocess.PIPE, text=True, check=False)
 
     def _config(self, file: Path | None = None) -> Config:
         """The stack file, copied, with this run's settings over it."""
@@ -343,6 +357,16 @@ class Command:
             project=PROJECT, stack=self.stack, store=self.store, packages=packages, listener=self.display
         )
         return self._engine
+
+    def _next_steps(self) -> list[str]:
+        """What this machine can do; a first answer of the model is not among it, its pods are simulated."""
+        stack = "" if self.stack == "sandbox" else f" STACK={self.stack}"
+        return [
+            f"make status{stack}   # workloads and outputs",
+            f'make preview{stack} SET="max-model-len=32768"   # what another setting would change',
+            f"make down{stack}   # remove everything, processes and state included",
+            f"export KUBECONFIG={self.plane.folder}/admin.kubeconfig   # then: kubectl get pods -A",
+        ]
 
     def _workloads(self, state: Sequence[ResourceState]) -> list[dict[str, Any]]:
         found = [r for r in state if r.type in WORKLOADS and r.id]

@@ -44,12 +44,14 @@ pulumi.export("readme", "first line\\nsecond line")
 
 #: Stands for the report, which refuses what it is told to refuse.
 REPORT = """
-import sys
-print("THE REPORT", *sys.argv[1:])
+import json, sys
 wrong = [value for value in sys.argv if value.startswith("wrong")]
-for value in wrong:
-    print(f"{value}: an unknown key (--set); did you mean right?", file=sys.stderr)
-sys.exit(2 if wrong else 0)
+print("they are wrong:", *wrong, file=sys.stderr)
+if "json" in sys.argv:
+    print(json.dumps({"error": "they are wrong", "problems": [{"key": value} for value in wrong]}))
+elif not wrong:
+    print("THE REPORT", *sys.argv[1:])
+sys.exit(2 if wrong else "broken=yes" in sys.argv)
 """
 
 
@@ -141,7 +143,13 @@ def test_another_stack_survives(project: Project):
 
 def test_the_report_comes_first_and_the_next_steps_last(project: Project):
     text = project.text("up", "--set", "purpose=tests")
-    order = ["THE REPORT report --stack sandbox --set purpose=tests", "Preview", "created", "Outputs", "second line"]
+    order = [
+        "THE REPORT report --stack sandbox --format text --set purpose=tests",
+        "Preview",
+        "created",
+        "Outputs",
+        "second line",
+    ]
     assert [text.index(words) for words in order] == sorted(text.index(words) for words in order)
     assert text.rstrip().endswith("second line")
 
@@ -159,7 +167,7 @@ def test_settings_hold_for_one_run_and_no_tracked_file_changes(project: Project)
 @pytest.mark.parametrize("verb", ["preview", "up"])
 def test_wrong_input_is_told_whole_and_changes_nothing(project: Project, verb: str):
     answer = project.json(verb, "--set", "wrong-one=1", "--set", "wrong-two=2", exit_code=2)
-    assert [problem.split("=")[0] for problem in answer["problems"]] == ["wrong-one", "wrong-two"]
+    assert answer == {"error": "they are wrong", "problems": [{"key": "wrong-one=1"}, {"key": "wrong-two=2"}]}
     assert not (project.folder / "state.json").exists()
 
 
@@ -198,6 +206,11 @@ def test_a_defect_of_the_program_is_a_line_and_its_traceback_lies_in_the_log(pro
 def test_a_defect_of_the_sandbox_itself_is_no_traceback_either(project: Project, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(command_line.Command, "preview", lambda _: 1 / 0)
     assert "ZeroDivisionError; details are in" in project.json("preview", exit_code=1)["error"]
+
+
+def test_a_defect_of_the_report_is_a_line(project: Project):
+    answer = project.json("preview", "--set", "broken=yes", exit_code=1)
+    assert "the report failed with exit code 1; details are in" in answer["error"]
 
 
 def test_protected_resources_stay_until_protection_is_lifted(project: Project):
