@@ -46,19 +46,19 @@ class Online(ThreadingHTTPServer):
 
 
 class Answer(BaseHTTPRequestHandler):
-    server: Online
-
     def do_GET(self) -> None:
+        online = self.server
+        assert isinstance(online, Online)
         path = self.path.partition("?")[0]
-        self.server.asked.append(path)
-        if path in self.server.broken:
-            self._send(self.server.broken[path])
+        online.asked.append(path)
+        if path in online.broken:
+            self._send(online.broken[path])
         elif path == "/api/models/Some/Model/revision/main":
             self._send(200, {"id": "Some/Model", "sha": COMMIT})
         elif path == "/token" and "scope=repository" in self.path:
             self._send(200, {"token": "anonymous"})
         elif path.startswith("/v2/") and self.headers.get("Authorization") != "Bearer anonymous":
-            realm = f'Bearer realm="http://{self.server.address}/token",service="here",scope="repository:x:pull"'
+            realm = f'Bearer realm="http://{online.address}/token",service="here",scope="repository:x:pull"'
             self._send(401, headers={"WWW-Authenticate": realm})
         elif path == "/v2/some/engine/manifests/v1" and "image.index" in self.headers.get("Accept", ""):
             self._send(200, headers={"Docker-Content-Digest": DIGEST})
@@ -75,7 +75,7 @@ class Answer(BaseHTTPRequestHandler):
         if body is not None:
             self.wfile.write(json.dumps(body).encode())
 
-    def log_message(self, *_: object) -> None:
+    def log_message(self, format: str, *args: object) -> None:  # noqa: A002  http.server's own name
         """Quiet."""
 
 
