@@ -81,7 +81,8 @@ class ControlPlane:
             for name in ("etcd", "kube-apiserver"):
                 self._processes.ensure(name, commands[name])
             self._wait_until(self._api_ready, "kube-apiserver", COMPONENTS[:2])
-            if "kwok" not in self.processes():
+            if not self._processes.runs("kwok", commands["kwok"]):
+                self._processes.end(["kwok"])
                 # A former KWOK's leases would keep the nodes from the new one for the rest of their 40 s.
                 self._api().request("DELETE", "/apis/coordination.k8s.io/v1/namespaces/kube-node-lease/leases")
             for name in COMPONENTS[2:]:

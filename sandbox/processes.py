@@ -12,7 +12,7 @@ from pathlib import Path
 
 #: Seconds a process may take to end before it is killed.
 STOP_LIMIT = 10
-#: Bytes above which a log is cut to its last half of that; idle components write about 1 MB a day.
+#: Bytes above which a log is cut to its last half of that; idle, they grow by some lines an hour.
 LOG_LIMIT = 1_000_000
 
 
@@ -41,13 +41,16 @@ class Processes:
                     found[Path(command[0]).name] = int(entry.name)
         return found
 
+    def runs(self, name: str, command: list[str]) -> bool:
+        """Whether a program runs with exactly this command."""
+        pid = self.ids().get(name)
+        return pid is not None and _command_line(pid) == command
+
     def ensure(self, name: str, command: list[str]) -> None:
         """Start a program, unless it runs with exactly this command already."""
-        pid = self.ids().get(name)
-        if pid and _command_line(pid) == command:
+        if self.runs(name, command):
             return
-        if pid:  # other flags, or another version
-            self.end([name])
+        self.end([name])  # other flags, or another version
         self._progress(f"starting {name}")
         self._log(name).parent.mkdir(exist_ok=True)
         with self._log(name).open("ab") as log:

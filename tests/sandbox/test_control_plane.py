@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -233,6 +235,10 @@ def test_it_outlives_its_program_stops_whole_and_goes_on_with_the_data(tmp_path:
         plane.start(toolchain.binaries(say))
         assert (plane.folder / "ports.json").read_text() == port, "kubeconfigs handed out earlier must stay valid"
         assert ClusterApi(plane.admin_client()).get("/api/v1/namespaces/kept") is not None
+        plane.stop()
+        with socket.create_server(("127.0.0.1", json.loads(port)["kube-apiserver"])):
+            plane.start(toolchain.binaries(say))
+            assert ClusterApi(plane.admin_client()).get("/api/v1/namespaces/kept") is not None, "somebody took our port"
 
 
 def test_it_ends_even_if_the_tests_are_killed(tmp_path: Path):
