@@ -62,27 +62,28 @@ def next_steps(plan: StackPlan) -> str:
     shorter = max(1, model.memory.max_model_len // 2)
     other = model.memory.longest_max_model_len if model.memory.longest_max_model_len > model.memory.max_model_len else 0
     length = min(other, 2 * model.memory.max_model_len) or shorter
-    body = f'{{"model": "{model.served_model_name}", "messages": [{{"role": "user", "content": "Say hello."}}]}}'
-    forwards = [
-        f"kubectl -n {plan.namespace} port-forward service/{each.name} {each.port}   # {each.served_model_name}"
-        for each in plan.models
-    ]
+    forwards = [f"kubectl -n {plan.namespace} port-forward service/{each.name} {each.port}" for each in plan.models]
     unprotect = [
-        f"pulumi config set aks-vllm:protect false --stack {stack}   # cluster and resource group are protected",
+        "# cluster and resource group are protected: first",
+        f"pulumi config set aks-vllm:protect false --stack {stack}",
         f"pulumi up --stack {stack}",
     ]
+    # No line is longer than a small terminal: commands that wrap cannot be copied.
     parts = {
         "A first answer": [
-            f"pulumi stack output kubeconfig --show-secrets --stack {stack} > kubeconfig.yaml",
-            "export KUBECONFIG=$PWD/kubeconfig.yaml   # holds no credential: kubelogin signs you in",
+            f"pulumi stack output kubeconfig --show-secrets --stack {stack} > kubeconfig",
+            "export KUBECONFIG=$PWD/kubeconfig   # kubelogin signs you in",
             *forwards[:1],
             *(f"# or {forward}" for forward in forwards[1:5]),
             "# in a second terminal:",
-            f"curl -s http://localhost:{model.port}/v1/chat/completions -H 'Content-Type: application/json' \\",
-            f"  -d '{body}'",
+            f"curl -s http://localhost:{model.port}/v1/chat/completions \\",
+            "  -H 'Content-Type: application/json' \\",
+            f'  -d \'{{"model": "{model.served_model_name}",',
+            """       "messages": [{"role": "user", "content": "Say hello."}]}'""",
         ],
         "Change the model": [
-            f'make plan STACK={stack} SET="{key}={length}"   # what it would mean, without doing it',
+            "# what it would mean, without doing it:",
+            f'make plan STACK={stack} SET="{key}={length}"',
             f"pulumi config set {path} {length} --stack {stack}",
             f"pulumi up --stack {stack}",
             "make presets   # other models: set preset the same way",
@@ -151,6 +152,13 @@ def as_text(plan: StackPlan, width: int = 100, color: bool = False) -> str:
         drawn.rstrip()
         return drawn
 
+    def remedy(finding: Finding) -> str:
+        """A step's command on a line of its own, to be copied."""
+        if finding.severity is not Severity.STEP:
+            return finding.remedy
+        parts = (part.strip(" .") for part in finding.remedy.split("`"))
+        return "\n".join(part for part in parts if part)
+
     steps = [finding for finding in plan.findings if finding.severity is Severity.STEP]
     with console.capture() as captured:
         console.print(
@@ -189,9 +197,7 @@ def as_text(plan: StackPlan, width: int = 100, color: bool = False) -> str:
             grid.add_column()
             for number, finding in enumerate(findings, 1):
                 text = Text(f"{finding.subject}: ", style="dim")
-                text.append(finding.message, style="not dim").append(
-                    f" {finding.remedy}".rstrip(), style="not dim cyan"
-                )
+                text.append(f"{finding.message} ", style="not dim").append(remedy(finding), style="not dim cyan")
                 grid.add_row(f"{number}.", text)
             console.print(grid)
         heading("Next")
@@ -212,10 +218,10 @@ def _status(plan: StackPlan) -> str:
 def _now(plan: StackPlan) -> list[str]:
     steps = any(finding.severity is Severity.STEP for finding in plan.findings)
     # In production an update, simulated or not, is refused until everything is pinned.
-    tryout = [f"make up STACK={plan.stack}   # on this machine: simulated Azure, real Kubernetes, no GPU"]
+    tryout = [f"make up STACK={plan.stack}   # on this machine, with a simulated Azure and no GPU"]
     return [
         *(tryout if plan.environment == "development" or not steps else []),
-        f"pulumi stack init {plan.stack}   # once; docs/deploy.md says where its state may live",
+        f"pulumi stack init {plan.stack}   # once; see docs/deploy.md",
         *(["# the steps above"] if steps else []),
         f"pulumi preview --stack {plan.stack}",
         f"pulumi up --stack {plan.stack}",
@@ -348,7 +354,7 @@ def _bar(model: ModelPlan, width: int) -> tuple[list[tuple[str, str]], list[tupl
         ("▓", "yellow", "activations", memory.activation_gib),
         ("▒", "magenta", "overheads", overhead),
         ("░", "green", "KV cache", memory.available_kv_gib),
-        ("·", "dim", f"left alone, of {memory.gpu_memory_gib:.1f} GiB", memory.gpu_memory_gib - taken),
+        ("·", "dim", f"unused, of {memory.gpu_memory_gib:.1f} GiB", memory.gpu_memory_gib - taken),
     ]
     columns = min(width, 72)
     bar, drawn, total = [], 0, 0.0

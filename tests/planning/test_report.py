@@ -21,10 +21,17 @@ def prod() -> StackPlan:
 
 @pytest.mark.parametrize("width", [60, 80, 100, 120])
 def test_no_line_is_wider_than_the_terminal(prod: StackPlan, width: int) -> None:
-    text = report.as_text(prod, width)
-    body, commands = text.split("\nNext ─")
-    assert [line for line in body.splitlines() if len(line) > width] == []
-    assert "kubectl" in commands
+    assert [line for line in report.as_text(prod, width).splitlines() if len(line) > width] == []
+
+
+@pytest.mark.parametrize("stack", ["prod", "dev", "sandbox"])
+def test_commands_to_copy_stay_on_one_line_of_a_small_terminal(stack: str) -> None:
+    found = read_and_decide(from_file(stack))
+    shown = {line.strip() for line in report.as_text(found, 80).splitlines()}
+    commands = [line.strip() for line in report.next_steps(found).splitlines() if line.startswith("    ")]
+    remedies = [finding.remedy for finding in found.findings if finding.severity == "step"]
+    commands += [part for remedy in remedies for part in remedy.split("`")[1::2]]
+    assert [command for command in commands if command not in shown] == []
 
 
 def test_a_pipe_gets_no_colours_and_a_terminal_does(prod: StackPlan) -> None:
@@ -91,7 +98,7 @@ def test_the_headline_holds_only_values_that_an_output_can_show(prod: StackPlan)
 def test_the_next_steps_end_with_an_answer_a_change_and_the_removal(prod: StackPlan) -> None:
     text = report.next_steps(prod)
     assert text.index("A first answer") < text.index("Change the model") < text.index("Remove everything")
-    body = re.search(r"-d '(.*)'", text)
+    body = re.search(r"-d '(.*?)'", text, re.DOTALL)
     assert body is not None
     assert json.loads(body[1])["model"] == prod.models[0].served_model_name, "the server answers to this name only"
     assert "port-forward service/model 8000" in text, "the endpoint is reachable inside the cluster only"
