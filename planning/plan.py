@@ -191,6 +191,7 @@ def decide(settings: Settings, *, stack: str, source: str) -> StackPlan:
         *(replace(finding, subject=model.name) for model in models for finding in model.memory.findings),
         *(finding for draft in drafts for finding in engine.findings(draft.options, draft.name)),
         *_interruptions(settings, models),
+        *_idle(models, gpu_pools, settings.location),
         *_disk(models, gpu_pools),
         *cost_findings,
         *_exposure(),
@@ -471,6 +472,26 @@ def _interruptions(settings: Settings, models: Sequence[ModelPlan]) -> Iterator[
         if model.rollout.drain_outage_minutes:
             remedy = "Two nodes with a replica each keep serving, at the price of a node: raise replicas or gpu-nodes."
             yield Finding(severity=severity, subject=model.name, message=model.rollout.drain_consequence, remedy=remedy)
+
+
+def _idle(models: Sequence[ModelPlan], pools: Iterable[GpuPoolPlan], location: str) -> Iterator[Finding]:
+    """GPUs that are paid for and serve nobody."""
+    for pool in pools:
+        gpus = pool.count * pool.gpus_per_node
+        idle = gpus - sum(
+            model.layout.gpus_per_replica * model.layout.replicas
+            for model in models
+            if model.layout.vm_size == pool.vm_size
+        )
+        price = catalogue.vm_size(pool.vm_size).price_per_hour.get(location)
+        if idle > 0:
+            cost = "" if price is None else f", ${price * idle / pool.gpus_per_node:,.2f} of the price of an hour"
+            yield Finding(
+                severity=Severity.WARNING,
+                subject="stack",
+                message=f"{idle} of the {gpus} GPUs of pool {pool.name} serve no model{cost}.",
+                remedy="Raise replicas or vllm.tensor-parallel-size, or choose a smaller vm-size.",
+            )
 
 
 def _disk(models: Sequence[ModelPlan], pools: Iterable[GpuPoolPlan]) -> Iterator[Finding]:

@@ -148,6 +148,14 @@ def test_production_has_an_uptime_agreement_and_protection() -> None:
     assert plan(environment="production", protect=False).cluster.protect is False, "or nothing could be removed"
 
 
+def test_gpus_that_serve_nobody_are_told_with_their_price() -> None:
+    found = [str(finding) for finding in plan({"model": {"preset": "qwen3-8b", "vm-size": H100}}).findings]
+    (told,) = [text for text in found if "serve no model" in text]
+    assert "6 of the 8 GPUs of pool h100x8" in told
+    assert "$73.74" in told, "six eighths of 98.32"
+    assert not [finding for finding in plan().findings if "serve no model" in finding.message]
+
+
 # What holds for every plan.
 
 some_models = st.dictionaries(
