@@ -1,0 +1,212 @@
+"""The main job, as a user does it: a copy of the project, the command line, a real API server."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+from kubernetes import client, config
+
+ROOT = Path(__file__).parents[2]
+ROOMS = ("__main__.py", "Pulumi.yaml", "planning", "components", "presets", "stacks", "sandbox")
+STATE = ".sandbox/sandbox"
+
+pytestmark = pytest.mark.control_plane
+
+
+@dataclass(frozen=True)
+class Project:
+    """A checkout of its own, so that its sandbox is nobody else's."""
+
+    folder: Path
+
+    def run(self, *arguments: str, exit_code: int = 0) -> Any:
+        """`python -m sandbox ... --format json`; its one JSON document."""
+        done = subprocess.run(self.command(*arguments), cwd=self.folder, capture_output=True, text=True, timeout=240)
+        assert done.returncode == exit_code, f"{arguments}: exit code {done.returncode}\n{done.stdout}\n{done.stderr}"
+        return json.loads(done.stdout)
+
+    @staticmethod
+    def command(*arguments: str) -> list[str]:
+        return [sys.executable, "-m", "sandbox", *arguments, "--format", "json"]
+
+    def api(self) -> client.ApiClient:
+        """The API server, past every layer of ours."""
+        (kubeconfig,) = (self.folder / STATE).rglob("admin.kubeconfig")
+        return config.new_client_from_config(str(kubeconfig))
+
+    def processes(self) -> list[str]:
+        """Command lines that name this folder, but for this test's own."""
+        found = []
+        for path in Path("/proc").glob("[0-9]*/cmdline"):
+            if path.parent.name == str(os.getpid()):
+                continue
+            try:
+                line = path.read_bytes().replace(b"\0", b" ").decode(errors="replace")
+            except OSError:
+                continue
+            if str(self.folder) in line:
+                found.append(line)
+        return found
+
+    def state(self) -> list[dict[str, Any]]:
+        """The resources in the state file, as far as there is one."""
+        try:
+            return json.loads((self.folder / STATE / "state.json").read_text())["resources"]
+        except FileNotFoundError:
+            return []
+
+
+@dataclass
+class Watch:
+    """Counts ready replicas through the API server, until it is told to stop."""
+
+    apps: client.AppsV1Api
+    seen: list[int] = field(default_factory=list)
+    _stop: threading.Event = field(default_factory=threading.Event)
+
+    def __enter__(self) -> Watch:
+        self._thread = threading.Thread(target=self._look, daemon=True)
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stop.set()
+        self._thread.join(timeout=10)
+
+    def _look(self) -> None:
+        while not self._stop.wait(0.1):
+            status = self.apps.read_namespaced_deployment("model", "vllm").status
+            self.seen.append((status.ready_replicas if status else 0) or 0)
+
+
+@pytest.fixture(scope="module")
+def project(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Project]:
+    folder = tmp_path_factory.mktemp("project")
+    ignore = shutil.ignore_patterns("__pycache__")
+    for room in ROOMS:
+        source = ROOT / room
+        if source.is_dir():
+            shutil.copytree(source, folder / room, ignore=ignore)
+        else:
+            shutil.copy(source, folder / room)
+    copy = Project(folder)
+    yield copy
+    if (folder / STATE).exists():
+        copy.run("destroy")
+
+
+@pytest.fixture(scope="module")
+def deployed(project: Project) -> dict[str, Any]:
+    """What the first `up` of this module said."""
+    return project.run("up")
+
+
+def changed(result: dict[str, Any]) -> dict[str, list[str]]:
+    """Type -> changed paths, of everything that is not the same."""
+    return {r["type"]: r["diff"] for r in result["resources"] if r["op"] != "same"}
+
+
+def test_up_places_two_replicas_of_four_gpus_on_one_node(project: Project, deployed: dict[str, Any]) -> None:
+    assert set(deployed["changes"]) <= {"create"}, "nothing was there before"
+    status = project.run("status")
+    assert status["stack"] == "sandbox"
+    (workload,) = status["workloads"]
+    assert (workload["name"], workload["namespace"]) == ("model", "vllm")
+    assert (workload["replicas"], workload["ready"], workload["gpus_per_replica"]) == (2, 2, 4)
+    assert len(workload["nodes"]) == 1, "both replicas share the only node"
+    node = client.CoreV1Api(project.api()).read_node(workload["nodes"][0])
+    assert node.status.capacity["nvidia.com/gpu"] == "8", "the node is the plan's VM size"
+
+
+def test_nothing_secret_is_said_or_kept_in_clear(project: Project, deployed: dict[str, Any]) -> None:
+    secrets = client.CoreV1Api(project.api()).list_namespaced_secret("vllm").items
+    (token,) = {value for secret in secrets for value in (secret.data or {}).values()}
+    import base64
+
+    plain = base64.b64decode(token)
+    said = json.dumps([deployed, project.run("status")])
+    assert plain.decode() not in said
+    # The cluster's own database holds it, as a real one does; nothing else on disk may.
+    kept = [
+        path
+        for path in (project.folder / STATE).rglob("*")
+        if path.is_file() and "etcd" not in path.parts and plain in path.read_bytes()
+    ]
+    assert not kept, "the token lies in clear on disk"
+
+
+def test_a_second_up_changes_nothing(project: Project, deployed: dict[str, Any]) -> None:
+    again = project.run("up")
+    assert set(again["changes"]) == {"same"}, changed(again)
+
+
+def test_a_new_context_length_changes_the_deployment_alone_and_keeps_serving(
+    project: Project, deployed: dict[str, Any]
+) -> None:
+    preview = project.run("preview", "--set", "max-model-len=32768")
+    assert set(changed(preview)) == {"kubernetes:apps/v1:Deployment"}, changed(preview)
+    with Watch(client.AppsV1Api(project.api())) as watch:
+        result = project.run("up", "--set", "max-model-len=32768")
+    assert changed(result) == changed(preview), "an update does what its preview said"
+    assert min(watch.seen) < 2, "no rollout was seen: the check has proved nothing"
+    assert min(watch.seen) >= 1, f"ready replicas during the update: {watch.seen}"
+    pods = client.CoreV1Api(project.api()).list_namespaced_pod("vllm").items
+    arguments = [pod.spec.containers[0].args for pod in pods if pod.metadata.deletion_timestamp is None]
+    assert len(arguments) == 2
+    for one in arguments:
+        assert one[one.index("--max-model-len") + 1] == "32768"
+
+
+def test_wrong_input_changes_nothing_and_lists_all_problems(project: Project, deployed: dict[str, Any]) -> None:
+    before = project.state()
+    arguments = ("--set", "vllm.swap-space=4", "--set", "max-model-len=200000", "--set", "replicsa=3")
+    refused = project.run("up", *arguments, exit_code=2)
+    told = json.dumps(refused)
+    for word in ("swap-space", "131072", "replicas"):
+        assert word in told, f"{word} is missing: {told}"
+    assert project.state() == before
+
+
+def test_down_leaves_no_process_and_no_state(project: Project, deployed: dict[str, Any]) -> None:
+    assert project.processes(), "the search for processes finds none even while they run"
+    project.run("destroy")
+    assert project.processes() == []
+    assert not (project.folder / ".sandbox").exists() or not list((project.folder / ".sandbox").iterdir())
+    tracked = {path.name for path in project.folder.iterdir()} - {".sandbox"}
+    assert tracked == set(ROOMS), "files were left outside of the sandbox's folder"
+
+
+@pytest.mark.parametrize("resources", [3, 8, 14], ids="killed with {} resources in the state".format)
+def test_a_killed_up_converges_when_it_is_run_again(project: Project, resources: int) -> None:
+    run = subprocess.Popen(
+        project.command("up"), cwd=project.folder, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    )
+    until = time.monotonic() + 120
+    while len(project.state()) < resources:
+        assert run.poll() is None, "it ended before it was killed"
+        assert time.monotonic() < until, "it made no progress"
+        time.sleep(0.02)
+    run.send_signal(signal.SIGKILL)
+    run.wait(timeout=10)
+    assert len(project.state()) >= resources, "what was done is on record"
+
+    project.run("up")
+    (workload,) = project.run("status")["workloads"]
+    assert workload["ready"] == 2
+    core = client.CoreV1Api(project.api())
+    assert len(core.list_namespaced_secret("vllm").items) == 1, "an interrupted creation was made twice"
+    assert set(project.run("up")["changes"]) == {"same"}
+    project.run("destroy")
+    assert project.processes() == []
