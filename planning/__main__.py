@@ -7,6 +7,7 @@ standard error. Exit codes: 0 done, 1 failed, 2 the input is wrong.
 from __future__ import annotations
 
 import argparse
+import io
 import json
 import math
 import sys
@@ -41,6 +42,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; the exit code."""
     words = list(sys.argv[1:] if arguments is None else arguments)
     as_json = _asks_for_json(words)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")  # a terminal without the bar's characters still gets the report
     try:
         options = _parser().parse_args(words)
         print(options.run(options))
