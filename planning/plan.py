@@ -455,7 +455,7 @@ def _steps(settings: Settings, models: Sequence[ModelPlan], stack: str) -> Itera
             yield Finding(
                 severity=Severity.STEP,
                 subject=model.name,
-                message=f"Production runs what was reviewed, and {_and(unpinned)} is not known yet.",
+                message=f"Production runs what was reviewed; not known yet: {_and(unpinned)}.",
                 remedy=f"Run `make pin PRESET={model.preset.name}` and commit what it fills in.",
             )
 
