@@ -59,7 +59,7 @@ class ClusterApi:
 
     @classmethod
     def connect(cls, kubeconfig: str, path: Path | None = None) -> ClusterApi:
-        """Sign in as kubectl does; an exec plug-in is looked for in `path` first.
+        """Sign in as kubectl does; an exec plug-in is looked for in the folder `path` first.
 
         Raises ClusterError when the kubeconfig is no kubeconfig or its plug-in refuses.
         """
@@ -67,7 +67,8 @@ class ClusterApi:
             config = yaml.safe_load(kubeconfig)
             for user in config["users"]:
                 _sign_in(user["user"], path)
-            return cls(new_client_from_config_dict(config, persist_config=False))
+            # The client keeps the cluster's certificate in a file; killed, it leaves that behind.
+            return cls(new_client_from_config_dict(config, persist_config=False, temp_file_path=path and str(path)))
         except (ConfigException, yaml.YAMLError, KeyError, TypeError, ValueError) as problem:
             # Never the document: it holds credentials.
             reason = problem if isinstance(problem, ConfigException) else type(problem).__name__
