@@ -217,6 +217,11 @@ class Command:
         began = time.monotonic()
         config = self._config()
         self._report(show=True)
+        self.display.report_shown = True
+        if config.secret_keys:
+            self.display.line(
+                "The sandbox puts a throwaway token in the place of Hugging Face's: nothing is downloaded."
+            )
         engine = self._make_engine(config)
         program = ROOT / "__main__.py"
         planned = engine.preview(program, root=ROOT, config=config.values, secret_keys=config.secret_keys)

@@ -22,9 +22,11 @@ APPLY = "application/apply-patch+yaml"
 MERGE = "application/merge-patch+json"
 #: Seconds one request may take; a control plane on loopback answers in milliseconds.
 REQUEST_TIMEOUT = 30
-#: A server that is busy, or starting, is asked again for about two seconds; never with a POST, which may have acted.
+#: A busy server is asked again for about two seconds; never with a POST, which may have acted. One that is not there
+#: takes longer to come back.
 RETRIES = urllib3.Retry(
     total=4,
+    connect=1,
     backoff_factor=0.15,
     status_forcelist=(429, 503, 504),
     allowed_methods=("GET", "PATCH", "DELETE"),

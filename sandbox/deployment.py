@@ -63,7 +63,10 @@ class Step:
 
 
 class Listener(Protocol):
-    """Who shows the run to people. Called from several threads at once; text is free of secrets."""
+    """Who shows the run to people. Called from several threads at once; text is free of secrets.
+
+    `message` is the engine's own, `logged` the program's.
+    """
 
     def planned(self, step: Step) -> None: ...
 
@@ -74,6 +77,8 @@ class Listener(Protocol):
     def failed(self, step: Step, message: str) -> None: ...
 
     def message(self, severity: str, text: str) -> None: ...
+
+    def logged(self, severity: str, text: str) -> None: ...
 
 
 class Silent:
@@ -88,6 +93,8 @@ class Silent:
     def failed(self, step: Step, message: str) -> None: ...
 
     def message(self, severity: str, text: str) -> None: ...
+
+    def logged(self, severity: str, text: str) -> None: ...
 
 
 class StepFailedError(pulumi.RunError):
@@ -201,7 +208,7 @@ class Deployment:
         text = self.scrubber.clean(text)
         with self._lock:
             self.messages.append((severity, text))
-        self.listener.message(severity, text)
+        self.listener.logged(severity, text)
 
     def refuse(self, what: str) -> StepFailedError:
         """Note a failure; the caller raises what is returned."""

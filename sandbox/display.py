@@ -45,6 +45,7 @@ class Display:
         self._under_way: dict[str, tuple[Step, float]] = {}
         self._news = ""
         self._told: set[str] = set()
+        self.report_shown = False
         self._live: Live | None = None
 
     # What the engine and the providers call, from any thread.
@@ -70,10 +71,13 @@ class Display:
         self._step(step, "failed", style="bold red")  # the reason comes once, at the end
 
     def message(self, severity: str, text: str) -> None:
-        """What the program logs; it runs twice in an update, and says everything twice."""
-        if text not in self._told:
+        self._say(f"{severity}: {text}", "yellow" if severity == "warning" else "dim")
+
+    def logged(self, severity: str, text: str) -> None:
+        """The program runs twice in an update, says everything twice, and no more than a report before it has said."""
+        if text not in self._told and (severity == "error" or not self.report_shown):
             self._told.add(text)
-            self._say(f"{severity}: {text}", "yellow" if severity == "warning" else "dim")
+            self.message(severity, text)
 
     def progress(self, text: str) -> None:
         """News of something that takes long."""
@@ -133,7 +137,7 @@ class Display:
 
     def outputs(self, outputs: Mapping[str, Value]) -> None:
         """The stack's outputs, secrets masked; texts of several lines have their own place."""
-        for key, value in outputs.items():
+        for key, value in sorted(outputs.items()):
             shown = masked(value)
             text = shown if isinstance(shown, str) else json.dumps(shown)
             if "\n" not in text:

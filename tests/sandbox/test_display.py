@@ -97,7 +97,9 @@ def test_without_a_terminal_every_piece_of_news_is_one_plain_line(display: Displ
 
 def test_what_the_program_says_twice_is_shown_once(display: Display, stream: io.StringIO):
     for _ in range(2):
-        display.message("warning", "no price is known")
+        display.logged("warning", "no price is known")
+    display.report_shown = True
+    display.logged("warning", "the report has said this")
     assert stream.getvalue() == "warning: no price is known\n"
 
 

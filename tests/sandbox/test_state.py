@@ -16,7 +16,8 @@ TOKEN = "correct horse battery staple"  # noqa: S105  not a real one
 
 def resource(name: str = "a", **more: Any) -> ResourceState:
     urn = f"urn:pulumi:dev::test::fake:index:Thing::{name}"
-    return ResourceState(urn=urn, type="fake:index:Thing", custom=True, **{"id": name, **more})
+    rest: dict[str, Any] = {"id": name, **more}
+    return ResourceState(urn=urn, type="fake:index:Thing", custom=True, **rest)
 
 
 def test_what_is_saved_is_loaded(tmp_path: Path):
