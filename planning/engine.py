@@ -1,15 +1,16 @@
 """vLLM's command line and environment, checked against the contract of the version that is deployed.
 
 The contract is data in `presets/engines/vllm-<version>/`: `arguments.json` (every option of `vllm serve`),
-`environment.json` (every variable it reads) and `rules.yaml` (what of it is removed, reserved or limited here).
+`environment.yaml` (every variable it reads) and `rules.yaml` (what of it is removed, reserved or limited here).
 """
 
 from __future__ import annotations
 
 import difflib
 import json
+import math
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -49,14 +50,16 @@ class DownloadPlan:
 
 @cache
 def _arguments() -> dict[str, dict[str, Any]]:
-    """Option -> kind, choices, `off` (turns a switch off), `many` (how a list is written), `also` (aliases)."""
+    """Option -> kind, choices (`unless` another option is set), `off` (turns a switch off), `many` (how a list is
+    written), `also` (aliases)."""
     return json.loads((FOLDER / "arguments.json").read_text())
 
 
 @cache
 def _names() -> dict[str, str]:
-    """Every spelling of an option, without its dashes -> its first name; `no-x` is not among them."""
-    return {spelling: name for name, row in _arguments().items() for spelling in (name, *row.get("also", ()))}
+    """Every spelling of an option, without its dashes -> its first name; a switch has one that turns it off."""
+    others = {name: (*row.get("also", ()), row.get("off", name)) for name, row in _arguments().items()}
+    return {spelling: name for name, spellings in others.items() for spelling in (name, *spellings)}
 
 
 @cache
@@ -76,18 +79,62 @@ def check(options: Mapping[str, object], *, prefix: str, source: str) -> tuple[P
     `prefix` is the setting they stand under (`aks-vllm:vllm`), `source` the file, both for the messages.
     """
     problems: list[Problem] = []
-    seen: dict[str, str] = {}
+    written: dict[str, str] = {}
+
+    def refuse(key: str, limit: str, remedy: str, shown: object) -> None:
+        problems.append(Problem(key=f"{prefix}.{key}", value=shown, limit=limit, source=source, remedy=remedy))
+
     for key, value in options.items():
         name = _names().get(_plain(key), _plain(key))
-        if name in seen:
-            limit, remedy = f"is the same option as {seen[name]}", "keep one of the two"
+        if name in _SECRETS or _holds_secret(value):
+            value = "(hidden)"
+        if name in written:
+            limit, remedy = f"is the same option as {written[name]}", "keep one of the two"
         else:
-            seen[name] = key
+            written[name] = key
             limit, remedy = _objection(name, value)
         if limit:
-            shown = "(hidden)" if name in ("api-key", "hf-token") else value
-            problems.append(Problem(key=f"{prefix}.{key}", value=shown, limit=limit, source=source, remedy=remedy))
+            refuse(key, limit, remedy, value)
+    refused = {problem.key.removeprefix(f"{prefix}.") for problem in problems}
+    chosen = normalise({key: value for key, value in options.items() if key not in refused})
+    for rule in _rules()["together"] if options else ():
+        if rule["option"] in chosen and (broken := _broken(rule, chosen, set(written))):
+            refuse(written[rule["option"]], broken, rule["remedy"], chosen[rule["option"]])
+    for name, value in chosen.items():
+        row = _arguments().get(name, {})
+        if "unless" in row and row["unless"] not in chosen and str(value) not in row["choices"]:
+            refuse(written[name], *_choose(str(value), row["choices"]), value)
     return tuple(problems)
+
+
+def _broken(rule: Mapping[str, str], chosen: Mapping[str, Any], written: Collection[str]) -> str:
+    """How a rule about two options is broken; empty if it is not. An option that is off counts as absent."""
+    if not chosen[rule["option"]]:
+        return ""
+    if "needs" in rule and not chosen.get(rule["needs"]) and (rule["needs"] not in written or rule["needs"] in chosen):
+        return f"needs {rule['needs']}"
+    return f"excludes {rule['excludes']}" if "excludes" in rule and chosen.get(rule["excludes"]) else ""
+
+
+#: Options whose value is a secret; none of them is passed on.
+_SECRETS = ("api-key", "hf-token")
+#: A Hugging Face token, or a password inside an address.
+_SECRET_TEXT = re.compile(r"\bhf_[A-Za-z0-9]{20,}|://[^/\s:@]+:[^/\s@]+@")
+_SECRET_KEY = re.compile(r"(^|[-_])(api[-_]?key|access[-_]?key|auth[-_]?token|password|secret|credentials?)$", re.I)
+
+
+def _holds_secret(value: object) -> bool:
+    """Whether a value would put a secret on the command line, where everyone who may list pods reads it."""
+    if isinstance(value, Mapping):
+        return any((_SECRET_KEY.search(str(key)) and item) or _holds_secret(item) for key, item in value.items())
+    if isinstance(value, list):
+        return any(_holds_secret(item) for item in value)
+    if isinstance(value, str) and value.lstrip().startswith(("{", "[")):
+        try:
+            return _holds_secret(json.loads(value))
+        except (ValueError, RecursionError):
+            pass
+    return isinstance(value, str) and _SECRET_TEXT.search(value) is not None
 
 
 def _objection(name: str, value: object) -> tuple[str, str]:
@@ -103,18 +150,22 @@ def _objection(name: str, value: object) -> tuple[str, str]:
         return f"is not an option of vLLM {ENGINE_VERSION}", _nearest(name)
     if value is None:
         return "has no value", "give it one or delete the line"
+    if value == "(hidden)":
+        return "holds a secret, and a command line hides nothing", "delete the line, and revoke what was readable here"
     return _wrong_value(name, value)
 
 
 def _nearest(name: str) -> str:
-    for option, row in _arguments().items():
-        if row.get("off") == name:
-            return f"write {option}: false"
+    head, dot, rest = name.partition(".")
+    if dot and head in _arguments():
+        return f"write it as a map, {head}: {{{rest}: ...}}"
+    if name.removeprefix("no-") in _names():
+        return f"write {name.removeprefix('no-')}: false"
     near = difflib.get_close_matches(name, _names(), n=1, cutoff=0.7)
     return f"did you mean {near[0]}?" if near else "delete the line; `vllm serve --help=all` lists the options"
 
 
-_SIZE = re.compile(r"\d+(\.\d+)?[kKmMgG]?")
+_SIZE = re.compile(r"[0-9]{1,18}(\.[0-9]{1,9})?[kKmMgG]?")
 _UNITS = {"k": 10**3, "m": 10**6, "g": 10**9, "K": 2**10, "M": 2**20, "G": 2**30}
 
 
@@ -123,6 +174,8 @@ def _wrong_value(name: str, value: object) -> tuple[str, str]:
     if row.get("many") and isinstance(value, list):
         if not value:
             return "is an empty list", "give it a value or delete the line"
+        if any(_text(item).startswith("-") for item in value if len(value) > 1):
+            return "has an entry that begins with a dash, which vLLM would take for an option", "write it differently"
         reasons = (_wrong_scalar(name, row, item) for item in value)
         return next((reason for reason in reasons if reason[0]), ("", ""))
     return _wrong_scalar(name, row, value)
@@ -142,10 +195,22 @@ def _wrong_scalar(name: str, row: Mapping[str, Any], value: object) -> tuple[str
             return "leaves the context to the start-up", "name a number, or leave it out: the plan takes the longest"
         return (f"must be {_KINDS[kind]}", "correct it there") if number is None else _outside(name, number)
     choices = row.get("choices")
-    if choices and str(value) not in choices:
-        near = difflib.get_close_matches(str(value), choices, n=1)
-        return f"must be one of {', '.join(choices)}", f"did you mean {near[0]}?" if near else "choose one of them"
+    if choices and "unless" not in row and str(value) not in choices:
+        return _choose(str(value), choices)
     return "", ""
+
+
+def _choose(value: str, choices: Sequence[str]) -> tuple[str, str]:
+    """A short list of choices is shown whole, of a long one what looks like the value."""
+    near = [choice for choice in choices if choice.startswith(value)] if len(value) > 2 else []
+    near = near or difflib.get_close_matches(value, choices)
+    meant = f"did you mean {' or '.join(near)}?" if near else ""
+    if len(choices) > _CHOICES_SHOWN:
+        return f"is none of the {len(choices)} values it takes", meant or f"the choices are {', '.join(choices)}"
+    return f"must be one of {', '.join(choices)}", meant or "choose one of them"
+
+
+_CHOICES_SHOWN = 12
 
 
 _NUMBERS = ("int", "float", "size", "size-or-auto")
@@ -163,12 +228,12 @@ def _number(kind: str, value: object) -> int | float | None:
     """The value as vLLM reads it; None if it cannot."""
     if kind == "float":
         try:
-            return float(value)  # type: ignore[arg-type]
-        except (TypeError, ValueError):
+            return float(str(value))
+        except ValueError:
             return None
     text = str(value)
     if kind == "int":
-        return int(text) if re.fullmatch(r"-?\d+", text) else None
+        return int(text) if re.fullmatch(r"-?[0-9]{1,18}", text) else None
     if not _SIZE.fullmatch(text):
         return None
     unit = _UNITS.get(text[-1])
@@ -176,42 +241,45 @@ def _number(kind: str, value: object) -> int | float | None:
         return int(text) if text.isdigit() else None
     # vLLM: a fraction only with a decimal unit ("1.5k"), never with a binary one ("1.5K").
     whole = float(text[:-1]) * unit
-    return int(whole) if unit % 10 == 0 or "." not in text else None
+    return round(whole) if unit % 10 == 0 or "." not in text else None
 
 
 def _outside(name: str, number: float) -> tuple[str, str]:
+    """What is wrong with a number's size."""
     limits = _rules()["ranges"].get(name, {})
-    if number != number or number in (float("inf"), float("-inf")):
+    bounds = [f"{words} {limits[key]:g}" for key, words in _BOUNDS.items() if key in limits]
+    if not math.isfinite(number):
         return "must be a finite number", "correct it there"
-    if "above" in limits and number <= limits["above"]:
-        return f"must be above {limits['above']} and at most {limits['most']}", "correct it there"
-    if number < limits.get("least", number):
-        return f"must be at least {limits['least']}", "correct it there"
-    if number > limits.get("most", number):
-        return f"must be above {limits['above']} and at most {limits['most']}", "correct it there"
-    return "", ""
+    above = number > limits.get("above", -math.inf)
+    if above and limits.get("least", number) <= number <= limits.get("most", number):
+        return "", ""
+    return f"must be {' and '.join(bounds)}", "correct it there, or leave it out for vLLM's own default"
+
+
+_BOUNDS = {"above": "above", "least": "at least", "most": "at most"}
 
 
 def _wrong_json(name: str, kind: str, value: object) -> tuple[str, str]:
-    if isinstance(value, Mapping | list):
-        return "", ""
+    """vLLM takes JSON; a map or a list of the stack file is written as such."""
     if isinstance(value, str):
         try:
-            json.loads(value)
-        except ValueError:
-            return (
-                ("", "") if kind == "json-or-text" else ("must be a map, a list or JSON text", f"write {name}: {{...}}")
-            )
+            value = json.loads(value)
+        except (ValueError, RecursionError):
+            if kind == "json-or-text":
+                return "", ""
+    if isinstance(value, Mapping | list):
         return "", ""
-    return ("", "") if kind == "json-or-text" else ("must be a map, a list or JSON text", f"write {name}: {{...}}")
+    return "must be a map, a list or JSON text", f"for example {name}: {{key: value}}"
 
 
 def normalise(options: Mapping[str, object]) -> dict[str, Any]:
-    """Checked options under their first names, numbers as numbers."""
+    """Options under their first names: numbers as numbers, a switch that was turned off by its other name as false."""
     found: dict[str, Any] = {}
     for key, value in options.items():
         name = _names().get(_plain(key), _plain(key))
         row = _arguments().get(name, {"kind": "text"})
+        if isinstance(value, bool) and row.get("off") == _plain(key):
+            value = not value
         number = _number(row["kind"], value) if row["kind"] in _NUMBERS and not isinstance(value, list) else None
         found[name] = value if number is None else number
     return found
@@ -221,7 +289,7 @@ def findings(options: Mapping[str, Any], subject: str) -> Iterator[Finding]:
     """What normalised options mean that the report does not compute, or that deserves a second look."""
     rules = _rules()
     for name, value in sorted(options.items()):
-        if not value:
+        if not value or value == "auto":
             continue
         if name in rules["not-modelled"]:
             yield Finding(
@@ -295,6 +363,8 @@ def environment(*, startup: StartupBudget) -> dict[str, str]:
     return {
         "HF_HUB_OFFLINE": "1",
         "HOME": HOME,
+        # One engine is one node: without it NCCL looks for InfiniBand devices that the pod does not have.
+        "NCCL_IB_DISABLE": "1",
         "VLLM_CACHE_ROOT": CACHE_ROOT,
         # Its own 600 seconds would end a start that the probe still waits for.
         "VLLM_ENGINE_READY_TIMEOUT_S": str(startup.engine_ready_timeout_seconds),
@@ -311,6 +381,9 @@ def download(preset: Preset, revision: str | None, image: Image) -> DownloadPlan
         command += ["--exclude", pattern]
     env = {
         "HOME": HOME,
+        "HF_HOME": f"{HOME}/.cache/huggingface",  # on scratch; the image may name another place
+        "HF_HUB_DISABLE_TELEMETRY": "1",
+        "HF_XET_HIGH_PERFORMANCE": "1",  # huggingface_hub: as many connections as the node's network takes
         # Its image asks for all GPUs, and gets them where the NVIDIA runtime is the default one.
         "NVIDIA_VISIBLE_DEVICES": "void",
     }
