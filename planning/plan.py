@@ -334,7 +334,8 @@ def _model(settings: Settings, draft: _Draft, pool: GpuPoolPlan) -> ModelPlan:
     preset, layout = draft.preset, draft.layout
     image = catalogue.image("vllm")
     revision = draft.settings.revision or preset.revision
-    budget = startup.budget(preset.architecture, draft.vm, layout)
+    drain = rollout.termination_grace_seconds(settings.max_answer_tokens)
+    budget = startup.budget(preset.architecture, draft.vm, layout, drain_seconds=drain)
     update = rollout.plan_rollout(
         layout, nodes=pool.count, startup=budget, max_answer_tokens=settings.max_answer_tokens
     )

@@ -35,13 +35,21 @@ class RolloutPlan:
     drain_consequence: str
 
 
+def termination_grace_seconds(max_answer_tokens: int) -> int:
+    """The longest that a replica lives on after it was told to stop."""
+    return PRE_STOP_SECONDS + math.ceil(max_answer_tokens / SLOW_TOKENS_PER_SECOND) + SLACK_SECONDS
+
+
 def plan_rollout(layout: Layout, *, nodes: int, startup: StartupBudget, max_answer_tokens: int) -> RolloutPlan:
     """One replica at a time, old before new: on full nodes a surge pod would wait for GPUs that are never free.
 
     `nodes` is the size of the pool; `max_answer_tokens` bounds the longest answer that an update lets finish.
     """
     shutdown = math.ceil(max_answer_tokens / SLOW_TOKENS_PER_SECOND)
-    apart = layout.replicas > 1 and nodes > 1  # spread over nodes, a drain meets one replica at a time
+    # A pod evicted from a full pool has nowhere to go until its node is back, and counts against the budget till then:
+    # whatever the other nodes cannot hold must be allowed to be down, or the drain stops there for ever.
+    homeless = layout.replicas - (nodes - 1) * layout.replicas_per_node
+    apart = layout.replicas > 1 and homeless < layout.replicas
     restart = _minutes(startup.restart_seconds)
     each = _minutes(PRE_STOP_SECONDS + shutdown + startup.restart_seconds + MIN_READY_SECONDS)
     if layout.replicas > 1:
@@ -52,10 +60,14 @@ def plan_rollout(layout: Layout, *, nodes: int, startup: StartupBudget, max_answ
         )
     else:
         outage = restart
-        update = f"An update is an outage of about {restart} minutes: the only replica stops before the new one starts."
+        update = (
+            f"An update is an outage of about {restart} minutes, and up to {_minutes(shutdown)} more while the last "
+            "answers finish: the only replica stops before the new one starts."
+        )
     if apart:
         drain_outage = 0
-        drain = "a node drain takes one replica at a time; those on other nodes keep serving."
+        together = "one replica" if homeless <= 1 else f"up to {homeless} replicas"
+        drain = f"a node drain takes {together} at a time; those on other nodes keep serving."
     else:
         drain_outage = _minutes(startup.total_seconds)
         replicas = "the only replica" if layout.replicas == 1 else "every replica"
@@ -66,11 +78,10 @@ def plan_rollout(layout: Layout, *, nodes: int, startup: StartupBudget, max_answ
     return RolloutPlan(
         max_surge=0,
         max_unavailable=1,
-        # A pod evicted from the only node has nowhere to go: a budget of one would block the second one for ever.
-        pdb_max_unavailable=1 if apart else layout.replicas,
+        pdb_max_unavailable=max(1, homeless),
         pre_stop_seconds=PRE_STOP_SECONDS,
         shutdown_timeout_seconds=shutdown,
-        termination_grace_seconds=PRE_STOP_SECONDS + shutdown + SLACK_SECONDS,
+        termination_grace_seconds=termination_grace_seconds(max_answer_tokens),
         min_ready_seconds=MIN_READY_SECONDS,
         update_outage_minutes=outage,
         update_consequence=update[0].upper() + update[1:],

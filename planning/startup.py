@@ -20,11 +20,14 @@ DOWNLOAD_BYTES_PER_SECOND = 0.26e9
 LOAD_BYTES_PER_SECOND = 0.39e9
 #: A cold torch.compile of a large model, and profiling with CUDA graph capture. vllm-project/vllm#19824
 COMPILE_SECONDS, GRAPHS_SECONDS = 85, 120
-#: Storage and network at their slowest seen; a limit that is met by a healthy start kills it and begins again.
+#: Limits are this many times what is expected: a healthy start that meets one is killed and begins again.
 MARGIN = 2
 #: Seconds; nothing is gained by a smaller limit, as a failed start is reported by its exit, not by a timeout.
 SHORTEST_LIMIT = 1800
 PROBE_PERIOD_SECONDS = 10
+#: Seconds by which vLLM gives up before the probe would kill it: it says in its log what it was waiting for. Its clock
+#: starts only after the imports.
+ENGINE_GIVES_UP_EARLIER = 60
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,15 +42,18 @@ class StartupBudget:
     graphs_seconds: int  # CUDA graph capture and the rest of engine initialisation
     total_seconds: int  # cold: a fresh node to the first answer
     restart_seconds: int  # the node is there with the image, weights are fetched again
-    engine_ready_timeout_seconds: int  # VLLM_ENGINE_READY_TIMEOUT_S, and the start-up probe's whole length
+    engine_ready_timeout_seconds: int  # VLLM_ENGINE_READY_TIMEOUT_S, a little less than the whole probe
     startup_probe_period_seconds: int
     startup_probe_failure_threshold: int
     progress_deadline_seconds: int  # Deployment; longer than the probe by download, image and node
     pulumi_timeout_minutes: int  # custom timeouts of Deployment and Service; longer than the deadline
 
 
-def budget(architecture: Architecture, vm: VmSize, layout: Layout) -> StartupBudget:
-    """The budget of one replica. Stages are seconds as published for such parts; every limit is derived from them."""
+def budget(architecture: Architecture, vm: VmSize, layout: Layout, *, drain_seconds: int = 0) -> StartupBudget:
+    """The budget of one replica. Stages are seconds as published for such parts; every limit is derived from them.
+
+    `drain_seconds`: how long the replica that is replaced may still hold its GPUs (its termination grace period).
+    """
     size = architecture.parameters * architecture.dtype_bytes
     node = NODE_SECONDS + DRIVER_SECONDS + DRIVER_SECONDS_PER_GPU * vm.gpus
     weights = math.ceil(size / DOWNLOAD_BYTES_PER_SECOND)
@@ -58,10 +64,11 @@ def budget(architecture: Architecture, vm: VmSize, layout: Layout) -> StartupBud
     slowest = MARGIN * (load * together + COMPILE_SECONDS + GRAPHS_SECONDS)
     threshold = math.ceil(max(SHORTEST_LIMIT, slowest) / PROBE_PERIOD_SECONDS)
     probe = threshold * PROBE_PERIOD_SECONDS
-    # The probe begins after the init container; the deadline begins with the pod, maybe before its node.
-    deadline = probe + MARGIN * (weights * together + IMAGE_SECONDS) + MARGIN * node
-    # Replicas are replaced one after the other, and the deadline begins anew with each.
-    update = deadline * layout.replicas
+    # The probe begins after the init container; the deadline begins with the pod, maybe before its node, and before
+    # the replica in its place is gone.
+    deadline = drain_seconds + probe + MARGIN * (weights * together + IMAGE_SECONDS + node)
+    # Replicas are replaced one after the other, and the deadline begins anew with each: one may need all of it.
+    update = deadline + (layout.replicas - 1) * (drain_seconds + MARGIN * (weights + engine))
     return StartupBudget(
         node_seconds=node,
         image_seconds=IMAGE_SECONDS,
@@ -71,7 +78,7 @@ def budget(architecture: Architecture, vm: VmSize, layout: Layout) -> StartupBud
         graphs_seconds=GRAPHS_SECONDS,
         total_seconds=node + IMAGE_SECONDS + weights + engine,
         restart_seconds=weights + engine,
-        engine_ready_timeout_seconds=probe,
+        engine_ready_timeout_seconds=probe - ENGINE_GIVES_UP_EARLIER,
         startup_probe_period_seconds=PROBE_PERIOD_SECONDS,
         startup_probe_failure_threshold=threshold,
         progress_deadline_seconds=deadline,
