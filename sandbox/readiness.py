@@ -59,7 +59,10 @@ def _deployment(_api: ClusterApi, live: Json) -> str | None:
     settled = progressing.get("reason") == "NewReplicaSetAvailable" or "progressDeadlineSeconds" not in live["spec"]
     if updated == wanted == status.get("replicas", 0) and available >= wanted and settled:
         return None
-    return f"{status.get('readyReplicas', 0)}/{wanted} ready, {updated} of this version"
+    ready = status.get("readyReplicas", 0)
+    # Ready, but not yet for `minReadySeconds`: without a word this looks like a hang.
+    settling = f", {available} for long enough to count" if available < ready else ""
+    return f"{ready}/{wanted} ready, {updated} of this version{settling}"
 
 
 def _stateful_set(_api: ClusterApi, live: Json) -> str | None:
@@ -140,7 +143,8 @@ def _pods(api: ClusterApi, namespace: str, labels: Mapping[str, str]) -> list[Js
 def _pod_problem(pod: Json) -> str:
     scheduled = _conditions(pod).get("PodScheduled", {})
     if scheduled.get("status") == "False":
-        return f"{scheduled.get('reason')}: {scheduled.get('message')}"
+        # Its second sentence is about preemption, which never helps between equals.
+        return f"{scheduled.get('reason')}: {scheduled.get('message', '').partition('. ')[0]}"
     status = pod.get("status", {})
     for container in [*(status.get("initContainerStatuses") or []), *(status.get("containerStatuses") or [])]:
         state = container.get("state", {})

@@ -289,6 +289,12 @@ def test_a_deployment_is_waited_for_with_progress(provider: KubernetesProvider, 
 
 
 @real
+def test_ready_pods_that_do_not_count_yet_are_said_to(provider: KubernetesProvider, namespace: str, said: list[str]):
+    Managed(provider, DEPLOYMENT).up(workload(namespace, minReadySeconds=2))
+    assert any("1/1 ready, 1 of this version, 0 for long enough to count" in line for line in said), said
+
+
+@real
 @pytest.mark.parametrize(
     ("outcome", "words"),
     [
