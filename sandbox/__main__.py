@@ -5,18 +5,30 @@ file is copied, and `--set` holds for one run. `AKS_VLLM_POD_READY_SECONDS` (def
 pod takes to become ready; `sandbox.azure` says how to order failures.
 """
 
+# ruff: noqa: E402  the signal handler comes before the imports that take longest
 from __future__ import annotations
+
+import os
+import signal
+
+
+def _stop_at_once(*_: object) -> None:
+    os.write(2, b"stopped\n")
+    os._exit(1)
+
+
+if __name__ == "__main__":  # while the SDKs are imported, which takes half a second, nothing has begun
+    signal.signal(signal.SIGINT, _stop_at_once)
+    signal.signal(signal.SIGTERM, _stop_at_once)
 
 import argparse
 import contextlib
 import hashlib
 import hmac
 import json
-import os
 import re
 import shlex
 import shutil
-import signal
 import subprocess
 import sys
 import threading
@@ -179,6 +191,8 @@ class Command:
         if not self.folder.exists() and name in ("destroy", "refresh"):
             self.display.line(f"There is no sandbox {self.stack}: nothing to {name}.")
             return self._changes(Result(steps=()))
+        if name in ("preview", "up"):
+            self._stack_file()  # a name that is misspelt leaves no folder
         with self._signals(), self.store.locked():
             return {"preview": self.preview, "up": self.up, "refresh": self.refresh, "destroy": self.destroy}[name]()
 
@@ -252,10 +266,9 @@ class Command:
         return self._changes(result) | {"workloads": rows, "outputs": masked(dict(result.outputs))}
 
     def refresh(self) -> dict[str, Any]:
-        config = self._config()
-        engine = self._make_engine(config)
+        engine = self._make_engine(Config(values={}))  # what is there was configured when it was made
         with self._engine_at_work():
-            result = engine.refresh(config.values)
+            result = engine.refresh({})
         self.display.title(f"Drift of {self.stack}")
         self.display.plan(result.steps)
         self.display.summary(result.changes, done=True)
@@ -264,13 +277,11 @@ class Command:
     def destroy(self) -> dict[str, Any]:
         result = Result(steps=())
         try:
-            copy = self.folder / f"Pulumi.{self.stack}.yaml"
-            config = self._config(copy) if copy.exists() else Config(values={})
-            engine = self._make_engine(config)
+            engine = self._make_engine(Config(values={}))
             self.display.title(f"Destroying {self.stack}")
             with self._engine_at_work():
-                result = engine.destroy(config.values)
-        except (UnreadableStateError, RefusedError) as problem:
+                result = engine.destroy({})
+        except UnreadableStateError as problem:
             # Nothing outside this folder belongs to the stack: without its state it can still be removed.
             self.display.message("warning", self.clean(str(problem)))
         self.plane.stop()
@@ -320,17 +331,19 @@ class Command:
         command += [part for override in self.overrides for part in ("--set", override)]
         return subprocess.run(command, cwd=ROOT, stdout=out, stderr=subprocess.PIPE, text=True, check=False)
 
-    def _config(self, file: Path | None = None) -> Config:
+    def _stack_file(self) -> Path:
+        file = ROOT / "stacks" / f"Pulumi.{self.stack}.yaml"
+        if not file.exists():
+            known = ", ".join(sorted(path.stem.removeprefix("Pulumi.") for path in file.parent.glob("Pulumi.*.yaml")))
+            raise RefusedError(f"--stack {self.stack}: there is no {file.relative_to(ROOT)}; there are {known}")
+        return file
+
+    def _config(self) -> Config:
         """The stack file, copied, with this run's settings over it."""
-        if file is None:
-            source = ROOT / "stacks" / f"Pulumi.{self.stack}.yaml"
-            if not source.exists():
-                known = ", ".join(sorted(path.stem.removeprefix("Pulumi.") for path in source.parent.glob("Pulumi.*")))
-                raise RefusedError(f"--stack {self.stack}: there is no {source.relative_to(ROOT)}; there are {known}")
-            self.folder.mkdir(parents=True, exist_ok=True)
-            file = self.folder / source.name
-            shutil.copyfile(source, file)
-        return read_config(file, self.overrides, self._throwaway_token())
+        file = self._stack_file()
+        self.folder.mkdir(parents=True, exist_ok=True)
+        copy = shutil.copyfile(file, self.folder / file.name)
+        return read_config(copy, self.overrides, self._throwaway_token())
 
     def _throwaway_token(self) -> str:
         """Stands in for the Hugging Face token; the same for a stack's whole life, so that nothing rolls out twice."""
@@ -370,7 +383,7 @@ class Command:
             f"make status{stack}   # workloads and outputs",
             f'make preview{stack} SET="max-model-len=32768"   # what another setting would change',
             f"make down{stack}   # remove everything, processes and state included",
-            f"export KUBECONFIG={self.plane.folder}/admin.kubeconfig   # then: kubectl get pods -A",
+            f"KUBECONFIG=.sandbox/{self.stack}/control-plane/admin.kubeconfig kubectl get pods -A",
         ]
 
     def _workloads(self, state: Sequence[ResourceState]) -> list[dict[str, Any]]:

@@ -273,10 +273,6 @@ class SimulatedAzure(sdk.Provider):
                 self._plane.start(self._binaries())
         return self._plane
 
-    def has_cluster(self) -> bool:
-        """Whether a managed cluster exists, finished or not."""
-        return any(resource["type"] == CLUSTER for resource in self._resources.values())
-
     # Resource Manager.
 
     def _put(self, verb: str, type_: str, id_: str, urn: str, inputs: dict[str, Value], nodes: dict[str, Json]) -> None:

@@ -191,6 +191,7 @@ def test_what_only_the_program_refuses_is_wrong_input_too(project: Project):
 )
 def test_a_wrong_command_is_one_json_document_and_exit_code_2(project: Project, arguments: list[str], words: str):
     assert words in project.json(*arguments, exit_code=2)["error"]
+    assert not (project.root / ".sandbox/none").exists(), "a misspelt stack leaves no folder"
 
 
 def test_a_defect_of_the_program_is_a_line_and_its_traceback_lies_in_the_log(project: Project):
