@@ -50,8 +50,7 @@ class GpuPool(pulumi.ComponentResource):
             max_count=plan.max_count if plan.autoscale else None,
             scale_down_mode="Delete",  # a deallocated GPU node would keep its quota
             os_type="Linux",
-            # The temporary disk: images, logs and weights at its speed instead of a remote disk's.
-            os_disk_type="Ephemeral",
+            os_disk_type=plan.os_disk_type,
             os_disk_size_gb=plan.os_disk_size_gb,
             kubelet_disk_type="OS",
             gpu_profile=containerservice.GPUProfileArgs(driver=plan.driver),

@@ -23,8 +23,10 @@ from planning.memory import (
 
 __all__ = ["Layout", "LayoutError", "choose_layout", "sizes_that_hold"]
 
-#: Requests of max_model_len that a replica should hold at once; with one, a second would wait for the first to end.
-COMFORTABLE_CONCURRENCY = 2
+#: Requests of max_model_len that a replica should hold at once: a batch, as a GPU reads all weights for every step.
+COMFORTABLE_CONCURRENCY = 8
+#: With fewer, a second request waits for the first to end; not even a second replica on the node is worth that.
+LEAST_CONCURRENCY = 2
 
 #: A context that is lowered to fit is a multiple of this many tokens, and never less.
 CONTEXT_STEP = 1024
@@ -55,9 +57,10 @@ def choose_layout(
 ) -> tuple[Layout, MemoryPlan]:
     """The layout on one VM size, and the memory plan of one of its replicas.
 
-    Tensor parallel size: as asked, else the smallest that holds two requests of the whole context at once, else the
-    largest that holds one. Without `options.max_model_len` the context is the model's own, or the longest that fits.
-    Replicas: as asked, else two where one node holds two. A replica never spans nodes. Raises LayoutError.
+    Tensor parallel size: as asked, else the smallest that holds a batch of requests of the whole context, but not so
+    large that the node no longer holds two replicas, where those hold two requests each. Without
+    `options.max_model_len` the context is the model's own, or the longest that fits. Replicas: as asked, else two where
+    one node holds two. A replica never spans nodes. Raises LayoutError.
     """
     stages = 1 if pipeline_parallel_size is None else pipeline_parallel_size
     _check(architecture, vm, replicas, tensor_parallel_size, stages, options)
@@ -74,7 +77,8 @@ def choose_layout(
         plans.append(plan)
         if plan.verdict == "fits" and plan.max_concurrency >= COMFORTABLE_CONCURRENCY:
             break
-    chosen = _choose(architecture, vm, plans, options, asked=tensor_parallel_size is not None)
+    pair = replicas != 1 and tensor_parallel_size is None
+    chosen = _choose(architecture, vm, plans, options, pair=pair, asked=tensor_parallel_size is not None)
     gpus = chosen.tensor_parallel_size * stages
     per_node = vm.gpus // gpus
     layout = Layout(
@@ -158,12 +162,13 @@ def _check(
 
 
 def _choose(
-    architecture: Architecture, vm: VmSize, plans: list[MemoryPlan], options: EngineOptions, *, asked: bool
+    architecture: Architecture, vm: VmSize, plans: list[MemoryPlan], options: EngineOptions, *, pair: bool, asked: bool
 ) -> MemoryPlan:
-    """The plan to deploy: the last one tried where it is comfortable or tight, else one with a lowered context."""
+    """The plan to deploy: the widest one tried, or the widest of which a node holds a pair; else a lowered context."""
     fitting = [plan for plan in plans if plan.verdict == "fits"]
-    if fitting:
-        return fitting[-1]
+    pairs = [plan for plan in fitting if _is_pair(plan, vm)] if pair else []
+    if pairs or fitting:
+        return (pairs or fitting)[-1]
     best = max(plans, key=lambda plan: plan.longest_max_model_len)
     if _held(best, options):
         # A default must start: it keeps clear of what the estimates may be off by, where that leaves a context at all.
@@ -185,6 +190,12 @@ def _choose(
         )
         return replace(plan, findings=(note, *plan.findings))
     raise _does_not_fit(architecture, vm, best, options, asked=asked)
+
+
+def _is_pair(plan: MemoryPlan, vm: VmSize) -> bool:
+    """Whether one node holds two such replicas, and each of them is of use."""
+    gpus = plan.tensor_parallel_size * plan.pipeline_parallel_size
+    return 2 * gpus <= vm.gpus and plan.max_concurrency >= LEAST_CONCURRENCY
 
 
 def _does_not_fit(
@@ -221,6 +232,9 @@ def _reason(chosen: MemoryPlan, plans: list[MemoryPlan], *, asked: bool) -> str:
     if asked:
         return f"Tensor parallel size {size} as asked; it {holds}."
     smaller = [plan for plan in plans if plan.tensor_parallel_size < size]
+    larger = [plan for plan in plans if plan.tensor_parallel_size > size]
+    if larger:
+        return f"Tensor parallel size {size} {holds}; with {larger[-1].tensor_parallel_size} a node has one replica."
     if chosen.max_concurrency < COMFORTABLE_CONCURRENCY:
         return f"Tensor parallel size {size} is the largest that this VM size allows; it {holds}."
     if not smaller:

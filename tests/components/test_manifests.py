@@ -12,13 +12,13 @@ from kubernetes import client
 from sandbox.engine import Recording, Registration
 from tests.components.harness import DEPLOYMENT, SERVICE, Record
 
-_CONTAINER = re.compile(r"(?:list\[(?P<item>.+)\]|dict[(\[]str, (?P<value>.+)[)\]])")
+_CONTAINER = re.compile(r"(?:[Ll]ist\[(?P<item>.+)\]|[Dd]ict[(\[]str, (?P<value>.+)[)\]])")
 
 
 def _unknown_fields(value: Any, type_: str, path: str = "") -> Iterator[str]:
     """Paths in `value` that the Kubernetes API of the official client does not have."""
     if match := _CONTAINER.fullmatch(type_):
-        items = value.items() if isinstance(value, Mapping) else enumerate(value)
+        items = value.items() if isinstance(value, Mapping) else enumerate(value if isinstance(value, list) else ())
         for key, item in items:
             yield from _unknown_fields(item, match["item"] or match["value"], f"{path}[{key}]")
         return

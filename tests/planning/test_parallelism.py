@@ -30,6 +30,13 @@ def test_llama_70b_gets_two_replicas_of_four_gpus_on_the_proposals_node(length: 
     assert memory.max_concurrency >= 2
 
 
+def test_the_proposals_higher_utilization_gives_no_narrower_replicas() -> None:
+    """At 0.95 two GPUs hold 2.2 requests: enough to start, and half of the node would idle."""
+    layout, memory = choose(options={"max_model_len": 16384, "gpu_memory_utilization": 0.95})
+    assert (layout.tensor_parallel_size, layout.replicas) == (4, 2)
+    assert memory.max_concurrency > 8
+
+
 def test_one_gpu_gets_one_replica() -> None:
     layout, _ = choose(QWEN, "Standard_NC40ads_H100_v5")
     assert (layout.tensor_parallel_size, layout.replicas) == (1, 1)
@@ -38,7 +45,7 @@ def test_one_gpu_gets_one_replica() -> None:
 def test_the_reason_carries_the_numbers_that_decided() -> None:
     layout, memory = choose()
     assert f"{memory.max_concurrency:.1f} requests of 131,072 tokens" in layout.reason
-    assert "2 has room for" in layout.reason, "why not the next smaller split"
+    assert "with 8 a node has one replica" in layout.reason, "why not the next larger split"
 
 
 def test_a_split_that_was_asked_for_is_taken() -> None:
