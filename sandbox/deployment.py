@@ -300,6 +300,7 @@ class Deployment:
             protect=bool(goal.protect),
             retain_on_delete=bool(goal.retain_on_delete),
             deleted_with=goal.deleted_with,
+            replace_with=list(goal.replace_with),
             dependencies=list(goal.depends_on),
             property_dependencies={key: list(urns) for key, urns in goal.property_dependencies.items()},
             timeouts=timeouts,
@@ -512,6 +513,8 @@ class Deployment:
         with self._lock:
             self._old.pop(old.urn, None)
             self._replaced.add(step.urn)
+            if old.deleted_with in self._replaced:
+                return  # gone with the other; deleting by name could hit its successor
             if not delete_first:
                 self._condemned.append(replace(old, delete=True))
                 return
@@ -532,15 +535,16 @@ class Deployment:
     def _must_go_before(self, old: ResourceState) -> list[ResourceState]:
         """Old resources that would have to be replaced with `old`, dependents first.
 
-        They use its id or another output in a property that cannot change in place, or it is their provider.
+        They use its id or another output in a property that cannot change in place, it is their provider, or they
+        say so (`replaceWith`).
         """
         gone, doomed = {old.urn}, []
         with self._lock:
             unclaimed = [r for r in self._old.values() if r.urn not in self._claimed]
         for other in unclaimed:
             through = [key for key, urns in other.property_dependencies.items() if gone & set(urns)]
-            by_provider = other.provider.rpartition("::")[0] in gone
-            if not by_provider and not (through and self._would_replace(other, through)):
+            bound = bool(gone & {other.provider.rpartition("::")[0], *other.replace_with})
+            if not bound and not (through and self._would_replace(other, through)):
                 continue
             gone.add(other.urn)
             doomed.append(other)

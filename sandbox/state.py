@@ -127,6 +127,7 @@ class ResourceState:
     protect: bool = False
     retain_on_delete: bool = False
     deleted_with: str = ""
+    replace_with: list[str] = field(default_factory=list)
     dependencies: list[str] = field(default_factory=list)
     property_dependencies: dict[str, list[str]] = field(default_factory=dict)
     timeouts: dict[str, float] = field(default_factory=dict)  # seconds, by operation

@@ -418,6 +418,35 @@ def test_an_explicit_provider_is_asked_once_it_is_known(stack: Stack):
     assert stack.cloud.things == {}
 
 
+@pytest.mark.parametrize("killed", [False, True])
+def test_what_lives_in_a_replaced_cluster_is_made_again_and_never_deleted_by_name(stack: Stack, killed: bool):
+    """Objects have the same names in the new cluster: a late deletion of the old ones would hit the new ones."""
+
+    def program(zone: str) -> Callable[[], None]:
+        def declare() -> None:
+            cluster = Thing("cluster", pulumi.ResourceOptions(delete_before_replace=True), zone=zone, name="cluster")
+            options = pulumi.ResourceOptions(depends_on=[cluster], replace_with=[cluster])
+            provider = FakeProvider("inside", options, reachable=cluster.serial.apply(lambda _: True))
+            Thing("pod", pulumi.ResourceOptions(provider=provider, deleted_with=cluster), name="pod")
+
+        return declare
+
+    stack.up(program("a"))
+    planned = ops(stack.preview(program("b")))
+    assert planned == dict.fromkeys(["cluster", "inside", "pod"], "replace")
+    stack.cloud.calls.clear()
+    if killed:
+        stack.cloud.fail = {"create cluster": "killed"}
+        with pytest.raises(RunFailedError):
+            stack.up(program("b"))
+        del stack.cloud.things["pod"]  # it went with the old cluster
+    stack.up(program("b"))
+    assert ("delete", "pod") not in stack.cloud.calls
+    assert ("create", "pod") in stack.cloud.calls
+    assert set(stack.cloud.things) == {"cluster", "pod"}
+    assert ops(stack.up(program("b"))) == {}
+
+
 def test_without_default_providers_a_resource_needs_its_own(stack: Stack):
     stack.config["pulumi:disable-default-providers"] = '["fake"]'
     with pytest.raises(RunFailedError, match="pass an explicit provider"):
