@@ -345,7 +345,7 @@ def _written(name: str, value: Any) -> list[str]:
         items = value if isinstance(value, list | tuple) else [value]
         return [word for item in items for word in _option(name, _text(item))]
     if row.get("many") and isinstance(value, list | tuple):
-        return [f"--{name}", *map(_text, value)]
+        return _option(name, _text(value[0])) if len(value) == 1 else [f"--{name}", *map(_text, value)]
     return _option(name, _text(value))
 
 
