@@ -7,7 +7,7 @@ READY := .venv/.ready
 OVERRIDES = $(foreach pair,$(SET),--set '$(pair)')
 
 .DEFAULT_GOAL := help
-.PHONY: help up down preview status plan fit presets pin test check format bench clean requirements
+.PHONY: help up down preview status plan fit presets pin test check format bench picture clean requirements
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-13s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -50,6 +50,9 @@ format: $(READY) ## put the code into its form
 
 bench: $(READY) ## the figures of docs/benchmarks.md, as ratios measured in one run
 	@$(RUN) -m bench $(ARGS)
+
+picture: $(READY) ## draw docs/report.svg, which the README shows
+	@$(RUN) docs/picture.py
 
 clean: ## remove the virtual environment and tool caches
 	rm -rf .venv .pytest_cache .ruff_cache .hypothesis
