@@ -245,8 +245,8 @@ class Command:
         if any(step.type == CLUSTER and step.op is not Op.DELETE for step in planned.steps):
             self.display.title("Control plane")
             with self.display.running():
-                self.plane.start(toolchain.binaries(self.display.progress))
-            self.display.line("    Kubernetes is ready: etcd, API server, controllers, scheduler and KWOK")
+                toolchain.binaries(self.display.progress)
+            self.display.line("    its executables are there; it starts with the cluster")
         self.display.title(f"Updating {self.stack}")
         with self._engine_at_work():
             result = engine.up(program, root=ROOT, config=config.values, secret_keys=config.secret_keys)

@@ -30,6 +30,8 @@ LOOKS: Mapping[Op, tuple[str, str, str, str, str]] = {
 }
 #: Characters of one value; a pod's whole environment on a line helps nobody.
 LONGEST_VALUE = 90
+#: Columns of a table in a log file.
+WIDE = 250
 
 
 class Display:
@@ -38,6 +40,7 @@ class Display:
     def __init__(self, stream: TextIO, *, width: int | None = None) -> None:
         terminal = stream.isatty()
         # Without a terminal nothing wraps: a line is a piece of news, and somebody may search for it.
+        width = width or (None if terminal else WIDE)
         self._console = Console(
             file=stream, highlight=False, markup=False, emoji=False, width=width, soft_wrap=not terminal
         )
@@ -151,7 +154,7 @@ class Display:
         for row in rows:
             ready = f"{row['ready']}/{row['replicas']} ready"
             style = "green" if row["ready"] == row["replicas"] else "yellow"
-            gpus = f"{row['gpus_per_replica']} GPUs each"
+            gpus = f"{row['gpus_per_replica']} GPU{'' if row['gpus_per_replica'] == 1 else 's'} each"
             table.add_row(
                 f"    {row['name']}", row["namespace"], Text(ready, style), gpus, ", ".join(row["nodes"]) or "-"
             )
