@@ -41,7 +41,9 @@ def main() -> None:
         node_resource_group="rg-aks-vllm-test-nodes",
         kubernetes_version="1.36",
         sku=containerservice.ManagedClusterSKUArgs(name="Base", tier="Free"),
-        identity=containerservice.ManagedClusterIdentityArgs(type="SystemAssigned"),
+        identity=containerservice.ManagedClusterIdentityArgs(
+            type=containerservice.ResourceIdentityType.SYSTEM_ASSIGNED
+        ),
         agent_pool_profiles=[
             containerservice.ManagedClusterAgentPoolProfileArgs(
                 name="system",
