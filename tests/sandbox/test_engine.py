@@ -144,13 +144,10 @@ def test_delete_before_replace_takes_along_what_is_built_on_it(stack: Stack):
     planned = ops(stack.preview(program("b")))
     assert planned == {"first": "replace", "second": "replace", "third": "update"}
     assert ops(stack.up(program("b"))) == planned
-    assert stack.cloud.calls == [
-        ("delete", "second"),
-        ("delete", "first"),
-        ("create", "first"),
-        ("create", "second"),
-        ("update", "third"),
-    ], "what cannot change in place goes before what it stands on"
+    first, then = stack.cloud.calls[:3], stack.cloud.calls[3:]
+    reason = "what cannot change in place goes before what it stands on"
+    assert first == [("delete", "second"), ("delete", "first"), ("create", "first")], reason
+    assert sorted(then) == [("create", "second"), ("update", "third")], "neither waits for the other"
 
 
 def test_replace_on_changes_replaces_what_the_provider_would_update(stack: Stack):
