@@ -194,6 +194,8 @@ def _wrong_scalar(name: str, row: Mapping[str, Any], value: object) -> tuple[str
         if name == "max-model-len" and value in ("auto", -1, "-1"):
             return "leaves the context to the start-up", "name a number, or leave it out: the plan takes the longest"
         return (f"must be {_KINDS[kind]}", "correct it there") if number is None else _outside(name, number)
+    if value == "--":
+        return "is what ends the options of a command line", "write a value"
     choices = row.get("choices")
     if choices and "unless" not in row and str(value) not in choices:
         return _choose(str(value), choices)

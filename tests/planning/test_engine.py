@@ -144,6 +144,7 @@ def test_every_reserved_option_is_refused_whatever_its_value(name: str) -> None:
         ({"max-model-len": "auto"}, "leaves the context to the start-up", "name a number"),
         ({"max-model-len": "1.5K"}, "must be a whole number, or one such as 16k", "correct"),
         ({"enforce-eager": "yes"}, "must be true or false", "enforce-eager: true"),
+        ({"chat-template": "--"}, "ends the options", "write a value"),
         ({"dtype": "bf16"}, "must be one of auto, bfloat16", "bfloat16"),
         ({"tool-call-parser": "llama"}, "none of the 58 values", "llama3_json"),
         ({"hf-overrides": [1, "x"], "compilation-config": 3}, "must be a map", "key: value"),
@@ -260,7 +261,7 @@ def _reparsed(words: Sequence[str]) -> dict[str, Any]:
 
 
 _JSON = st.dictionaries(st.text("abc_ -é", min_size=1), st.integers() | st.text() | st.booleans(), max_size=3)
-_TEXT = st.text(max_size=12)
+_TEXT = st.text(max_size=12) | st.text("-a=", min_size=1, max_size=4)
 
 
 def _values(name: str) -> st.SearchStrategy[Any]:
@@ -349,12 +350,23 @@ def test_pipeline_stages_are_named_where_there_are_several() -> None:
     assert "--pipeline-parallel-size" not in _arguments({})
 
 
-def test_sizes_with_a_suffix_are_written_out() -> None:
-    assert engine.normalise({"max-model-len": "128k", "max-num-batched-tokens": "8K"}) == {
-        "max-model-len": 128_000,
-        "max-num-batched-tokens": 8192,
-    }, "a small letter is a power of 1000, a capital one of 1024"
-    assert _check({"max-model-len": "128k"}) == ()
+@pytest.mark.parametrize(
+    ("written", "tokens"),
+    [
+        ("128k", 128_000),
+        ("1.5k", 1500),
+        ("2m", 2_000_000),
+        ("1g", 10**9),
+        ("8K", 8192),
+        ("2M", 2 << 20),
+        ("1G", 1 << 30),
+    ],
+)
+def test_sizes_with_a_suffix_are_written_out(written: str, tokens: int) -> None:
+    assert _check({"max-num-batched-tokens": written}) == ()
+    assert engine.normalise({"max-num-batched-tokens": written}) == {"max-num-batched-tokens": tokens}, (
+        "a small letter is a power of 1000, a capital one of 1024"
+    )
 
 
 def test_several_served_names_are_all_served() -> None:
