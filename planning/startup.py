@@ -58,8 +58,9 @@ def budget(architecture: Architecture, vm: VmSize, layout: Layout, *, drain_seco
     node = NODE_SECONDS + DRIVER_SECONDS + DRIVER_SECONDS_PER_GPU * vm.gpus
     weights = math.ceil(size / DOWNLOAD_BYTES_PER_SECOND)
     load = math.ceil(size / LOAD_BYTES_PER_SECOND)
-    # Replicas that start together share the node's network and disk.
-    together = min(layout.replicas, layout.replicas_per_node)
+    # Replicas that start together share the node's network and disk. As many as a node may hold, not as there are: a
+    # probe is part of the pod, and adding a replica must not restart the others.
+    together = layout.replicas_per_node
     engine = load + COMPILE_SECONDS + GRAPHS_SECONDS
     slowest = MARGIN * (load * together + COMPILE_SECONDS + GRAPHS_SECONDS)
     threshold = math.ceil(max(SHORTEST_LIMIT, slowest) / PROBE_PERIOD_SECONDS)

@@ -83,6 +83,13 @@ def test_a_larger_model_takes_longer(stage: str) -> None:
 
 
 def test_replicas_that_share_a_node_get_longer_limits() -> None:
-    alone, together = (_budget("llama-3.3-70b-instruct", ND96, replicas, tensor=4) for replicas in (1, 2))
+    alone, together = (_budget("llama-3.3-70b-instruct", ND96, tensor=tensor) for tensor in (8, 4))
     assert _probe(together) >= _probe(alone)
     assert together.progress_deadline_seconds > alone.progress_deadline_seconds, "they share its network and disk"
+
+
+@given(st.sampled_from(catalogue.preset_names()), st.sampled_from(catalogue.vm_size_names()), st.integers(2, 64))
+def test_what_is_in_the_pod_does_not_change_with_the_number_of_replicas(preset: str, vm: str, replicas: int) -> None:
+    one, more = (_budget(preset, vm, count) for count in (1, replicas))
+    for part in ("engine_ready_timeout_seconds", "startup_probe_period_seconds", "startup_probe_failure_threshold"):
+        assert getattr(one, part) == getattr(more, part), "adding a replica would restart those that serve"
