@@ -21,9 +21,8 @@ def names() -> tuple[str, ...]:
 
 def load(name: str) -> tuple[dict[str, Any], dict[str, Any] | None]:
     """The content of `config.json`, and of `hf_quant_config.json` where the repository has one."""
-    files = _archive().namelist()
-    config, quantization = (
-        json.loads(_archive().read(f"{name}/{file}")) if f"{name}/{file}" in files else None
-        for file in ("config.json", "hf_quant_config.json")
-    )
-    return config, quantization
+    return _read(f"{name}/config.json"), _read(f"{name}/hf_quant_config.json") or None
+
+
+def _read(entry: str) -> dict[str, Any]:
+    return json.loads(_archive().read(entry)) if entry in _archive().namelist() else {}
