@@ -75,7 +75,13 @@ class KubernetesAccess(pulumi.ComponentResource):
             kubeconfig=self.kubeconfig,
             # Known from day one: a changed or not yet known kubeconfig would plan to replace every Kubernetes object.
             cluster_identifier=args.cluster.physical_name,
-            opts=pulumi.ResourceOptions(parent=self, depends_on=[grant, *(pool.agent_pool for pool in args.pools)]),
+            opts=pulumi.ResourceOptions(
+                parent=self,
+                depends_on=[grant, *(pool.agent_pool for pool in args.pools)],
+                # A new cluster of the same name is empty: without this, what was in the old one would be taken for
+                # still there.
+                replace_with=[cluster],
+            ),
         )
         # Deleting the cluster deletes what is in it: no call to an API that may be gone already. `delete_unreachable`
         # would do the same whenever the network is down, and leave the objects behind.

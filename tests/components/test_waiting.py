@@ -45,6 +45,11 @@ def test_the_provider_is_never_replaced_because_of_its_kubeconfig(recorded: Reco
     assert identifier == recorded().one(CLUSTER).inputs["resourceName"], "it must be known before the cluster exists"
 
 
+def test_a_new_cluster_gets_everything_that_was_in_the_old_one(recorded: Record) -> None:
+    recording = recorded()
+    assert recording.one(PROVIDER).replace_with == (recording.one(CLUSTER).urn,), "a new cluster is empty"
+
+
 def test_pools_are_made_one_after_the_other(recorded: Record) -> None:
     pools = recorded(**TWO_SIZES).of_type(AGENT_POOL)
     urns = [pool.urn for pool in pools]
