@@ -49,7 +49,7 @@ from sandbox.azure import CLUSTER, AzureError, SimulatedAzure
 from sandbox.cluster_api import ClusterApi, ClusterError
 from sandbox.control_plane import ControlPlane, ControlPlaneError
 from sandbox.display import Display
-from sandbox.engine import STOPPED, Engine, InputRefusedError, Op, Result, RunFailedError
+from sandbox.engine import RECORDED, STOPPED, Engine, InputRefusedError, Op, Result, RunFailedError
 from sandbox.kubernetes import KubernetesProvider
 from sandbox.providers import BadReferenceError
 from sandbox.state import ResourceState, StackBusyError, Store, UnreadableStateError
@@ -129,10 +129,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except InputRefusedError as refused:
         return _failed(2, refused.problems, display, as_json)
     except RunFailedError as failed:
-        problems = [problem for problem in failed.problems if problem != STOPPED]
+        problems = [problem for problem in failed.problems if problem not in (STOPPED, RECORDED)]
         if failed.details and command:
             problems.append(f"details are in {command.log(failed.details)}")
-        if command and command.interrupted:
+        if command and (command.interrupted or RECORDED in failed.problems):
             problems.append(command.how_to_go_on)
         return _failed(1, problems, display, as_json)
     except EXPECTED as failed:
@@ -201,7 +201,9 @@ class Command:
         """What to tell a person who stopped the command."""
         words = ["python", "-m", "sandbox", self._name, *([] if self.stack == "sandbox" else ["--stack", self.stack])]
         words += [part for override in self.overrides for part in ("--set", override)]
-        return f"{STOPPED}, and running `{shlex.join(words)}` again goes on from there"
+        return (
+            f"{STOPPED if self.interrupted else RECORDED}, and running `{shlex.join(words)}` again goes on from there"
+        )
 
     def clean(self, text: str) -> str:
         """The text without any secret that this run has met."""

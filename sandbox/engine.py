@@ -23,7 +23,8 @@ from sandbox.state import ResourceState, Store
 from sandbox.values import Scrubber, Secret, Value, differences, from_properties, to_properties, with_secrets_of
 
 #: What a cancelled run says last.
-STOPPED = "stopped; what was done is recorded"
+RECORDED = "what was done is recorded"
+STOPPED = f"stopped; {RECORDED}"
 
 
 class RunFailedError(Exception):
@@ -126,7 +127,7 @@ class Engine:
         except (StepFailedError, BadReferenceError) as stopped:
             if self.cancelled.is_set():
                 raise RunFailedError([*deployment.failures, STOPPED]) from None
-            raise RunFailedError(deployment.failures or [self.scrubber.clean(str(stopped))]) from None
+            raise RunFailedError([*(deployment.failures or [self.scrubber.clean(str(stopped))]), RECORDED]) from None
         return Result(steps=tuple(deployment.steps))
 
     def outputs(self) -> dict[str, Value]:
@@ -207,7 +208,7 @@ def execute(
         if deployment.cancelled.is_set():
             raise RunFailedError([*deployment.failures, STOPPED]) from None
         if deployment.failures:
-            raise RunFailedError(deployment.failures) from None
+            raise RunFailedError([*deployment.failures, *([] if deployment.dry_run else [RECORDED])]) from None
         clean = deployment.scrubber.clean
         if isinstance(stopped, ProgramRefusedError):
             logged = [text for severity, text in deployment.messages if severity == "error"]

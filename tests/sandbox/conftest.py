@@ -11,12 +11,12 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-from managed import GPU_TAINT, H100_NODE, say
 
 from sandbox import toolchain
 from sandbox.cluster_api import ClusterApi
 from sandbox.control_plane import ControlPlane
 from sandbox.kubernetes import KubernetesProvider
+from tests.sandbox.managed import GPU_TAINT, H100_NODE, say
 
 ROOT = Path(__file__).parents[2]
 #: Reads until nobody holds the other end of its input any more, however that came about.

@@ -13,13 +13,13 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from conftest import ROOT, ended_in_any_case
 from kubernetes import client, watch
-from managed import GPU_TAINT, H100_NODE, eventually, say
 
 from sandbox import toolchain
 from sandbox.cluster_api import ClusterApi, ClusterError
 from sandbox.control_plane import COMPONENTS, ControlPlane, ControlPlaneError
+from tests.sandbox.conftest import ROOT, ended_in_any_case
+from tests.sandbox.managed import GPU_TAINT, H100_NODE, eventually, say
 
 pytestmark = pytest.mark.control_plane
 
@@ -247,8 +247,8 @@ def test_it_ends_even_if_the_tests_are_killed(tmp_path: Path):
     script = f"""
 import subprocess, os, signal
 from pathlib import Path
-from conftest import ended_in_any_case
-from managed import say
+from tests.sandbox.conftest import ended_in_any_case
+from tests.sandbox.managed import say
 from sandbox.control_plane import ControlPlane
 with ended_in_any_case(ControlPlane(Path({str(folder)!r}), say)):
     subprocess.Popen([{str(sleeper)!r}, "-c", "import time; time.sleep(300)", "--data-dir={folder}/data"],

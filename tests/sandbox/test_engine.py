@@ -10,11 +10,11 @@ from typing import Any
 
 import pulumi
 import pytest
-from fake_cloud import FakeCloud
-from fake_sdk import FakeProvider, Group, Thing
 
 from sandbox.engine import Engine, InputRefusedError, Result, RunFailedError, Secret
 from sandbox.state import Store
+from tests.sandbox.fake_cloud import FakeCloud
+from tests.sandbox.fake_sdk import FakeProvider, Group, Thing
 
 TOKEN = "hf_" + "abcdefghijklmnop"
 

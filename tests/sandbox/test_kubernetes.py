@@ -9,7 +9,6 @@ import threading
 from typing import Any
 
 import pytest
-from managed import Managed, eventually
 from pulumi.provider.experimental import provider as sdk
 
 from sandbox import toolchain
@@ -17,6 +16,7 @@ from sandbox.cluster_api import APPLY, MERGE, ClusterApi, ClusterError, Conflict
 from sandbox.control_plane import ControlPlane
 from sandbox.kubernetes import KubernetesProvider
 from sandbox.values import UNKNOWN, Secret, from_properties, masked, reveal, to_properties
+from tests.sandbox.managed import Managed, eventually
 
 real = pytest.mark.control_plane
 

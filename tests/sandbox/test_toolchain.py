@@ -9,11 +9,11 @@ import sys
 from pathlib import Path
 
 import pytest
-from conftest import ROOT
-from managed import eventually
 
 from sandbox import toolchain
 from sandbox.toolchain import TOOLS, ToolchainError, binaries
+from tests.sandbox.conftest import ROOT
+from tests.sandbox.managed import eventually
 
 NAMES = [tool.name for tool in TOOLS]
 
