@@ -37,7 +37,7 @@ pin: $(READY) ## fill unknown revisions and digests, online: make pin PRESET=qwe
 	@$(RUN) -m preflight.pin $(PRESET)
 
 test: $(READY) ## all tests; the first run builds the control plane, about ten minutes on two cores
-	@$(RUN) -m pytest $(ARGS)
+	@$(RUN) -m pytest --numprocesses 2 --dist loadfile $(ARGS)
 
 check: $(READY) ## lint, format and types
 	$(RUN) -m ruff check .

@@ -17,6 +17,7 @@ from sandbox.cluster_api import ClusterApi
 from sandbox.control_plane import ControlPlane
 from sandbox.kubernetes import KubernetesProvider
 from tests.sandbox.managed import GPU_TAINT, H100_NODE, say
+from tests.sandbox.project import Project, copied
 
 ROOT = Path(__file__).parents[2]
 #: Reads until nobody holds the other end of its input any more, however that came about.
@@ -82,3 +83,10 @@ def provider(control_plane: ControlPlane, said: list[str]) -> KubernetesProvider
     """The provider as a program configures it: AKS' kubeconfig, turned to a sign-in that needs no person."""
     kubeconfig = control_plane.user_kubeconfig().replace("devicecode", "azurecli")
     return KubernetesProvider(kubeconfig, control_plane.bin, said.append)
+
+
+@pytest.fixture(scope="module")
+def project(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Project]:
+    """A copy of the project for the tests of one file."""
+    with copied(tmp_path_factory.mktemp("project")) as copy:
+        yield copy

@@ -4,72 +4,16 @@ from __future__ import annotations
 
 import base64
 import json
-import os
-import shutil
-import signal
-import subprocess
-import sys
 import threading
-import time
-from collections.abc import Iterator
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import pytest
-from kubernetes import client, config
+from kubernetes import client
 
-ROOT = Path(__file__).parents[2]
-ROOMS = ("__main__.py", "Pulumi.yaml", "planning", "components", "presets", "stacks", "sandbox")
-STATE = ".sandbox/sandbox"
-QUICK = {**os.environ, "AKS_VLLM_POD_READY_SECONDS": "0.5"}
+from tests.sandbox.project import ROOMS, STATE, Project
 
 pytestmark = pytest.mark.control_plane
-
-
-@dataclass(frozen=True)
-class Project:
-    """A checkout of its own, so that its sandbox is nobody else's."""
-
-    folder: Path
-
-    def run(self, *arguments: str, exit_code: int = 0) -> Any:
-        """`python -m sandbox ... --format json`; its one JSON document."""
-        done = subprocess.run(
-            self.command(*arguments), cwd=self.folder, capture_output=True, text=True, timeout=240, env=QUICK
-        )
-        assert done.returncode == exit_code, f"{arguments}: exit code {done.returncode}\n{done.stdout}\n{done.stderr}"
-        return json.loads(done.stdout)
-
-    @staticmethod
-    def command(*arguments: str) -> list[str]:
-        return [sys.executable, "-m", "sandbox", *arguments, "--format", "json"]
-
-    def api(self) -> client.ApiClient:
-        """The API server, past every layer of ours."""
-        (kubeconfig,) = (self.folder / STATE).rglob("admin.kubeconfig")
-        return config.new_client_from_config(str(kubeconfig))
-
-    def processes(self) -> list[str]:
-        """Command lines that name this folder, but for this test's own."""
-        found = []
-        for path in Path("/proc").glob("[0-9]*/cmdline"):
-            if path.parent.name == str(os.getpid()):
-                continue
-            try:
-                line = path.read_bytes().replace(b"\0", b" ").decode(errors="replace")
-            except OSError:
-                continue
-            if str(self.folder) in line:
-                found.append(line)
-        return found
-
-    def state(self) -> list[dict[str, Any]]:
-        """The resources in the state file, as far as there is one."""
-        try:
-            return json.loads((self.folder / STATE / "state.json").read_text())["resources"]
-        except FileNotFoundError:
-            return []
 
 
 @dataclass
@@ -93,22 +37,6 @@ class Watch:
         while not self._stop.wait(0.1):
             status = self.apps.read_namespaced_deployment("model", "vllm").status
             self.seen.append((status.ready_replicas if status else 0) or 0)
-
-
-@pytest.fixture(scope="module")
-def project(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Project]:
-    folder = tmp_path_factory.mktemp("project")
-    ignore = shutil.ignore_patterns("__pycache__")
-    for room in ROOMS:
-        source = ROOT / room
-        if source.is_dir():
-            shutil.copytree(source, folder / room, ignore=ignore)
-        else:
-            shutil.copy(source, folder / room)
-    copy = Project(folder)
-    yield copy
-    if (folder / STATE).exists():
-        copy.run("destroy")
 
 
 @pytest.fixture(scope="module")
@@ -193,27 +121,3 @@ def test_down_leaves_no_process_and_no_state(project: Project, deployed: dict[st
     assert not (project.folder / ".sandbox").exists() or not list((project.folder / ".sandbox").iterdir())
     tracked = {path.name for path in project.folder.iterdir()} - {".sandbox"}
     assert tracked == set(ROOMS), "files were left outside of the sandbox's folder"
-
-
-@pytest.mark.parametrize("resources", [3, 8, 14], ids="killed with {} resources in the state".format)
-def test_a_killed_up_converges_when_it_is_run_again(project: Project, resources: int) -> None:
-    run = subprocess.Popen(
-        project.command("up"), cwd=project.folder, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=QUICK
-    )
-    until = time.monotonic() + 120
-    while len(project.state()) < resources:
-        assert run.poll() is None, "it ended before it was killed"
-        assert time.monotonic() < until, "it made no progress"
-        time.sleep(0.02)
-    run.send_signal(signal.SIGKILL)
-    run.wait(timeout=10)
-    assert len(project.state()) >= resources, "what was done is on record"
-
-    project.run("up")
-    (workload,) = project.run("status")["workloads"]
-    assert workload["ready"] == 2
-    core = client.CoreV1Api(project.api())
-    assert len(core.list_namespaced_secret("vllm").items) == 1, "an interrupted creation was made twice"
-    assert set(project.run("up")["changes"]) == {"same"}
-    project.run("destroy")
-    assert project.processes() == []
