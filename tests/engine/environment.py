@@ -22,8 +22,8 @@ REQUIREMENTS = ROOT / "requirements-engine.txt"
 VERSION = "0.33.0"
 #: PyPI's CUDA wheel for x86-64; only its Python files are used.
 WHEEL = f"vllm=={VERSION} --hash=sha256:4b6bdec4ab269990bf70d45a3c1e94c3760a27064513760193b26d6f0da883aa\n"
-#: vLLM takes its CPU platform only where a distribution of this name says so in its version.
-METADATA = f"Metadata-Version: 2.1\nName: vllm\nVersion: {VERSION}+cpu\n"
+#: vLLM asks for its own version.
+METADATA = f"Metadata-Version: 2.1\nName: vllm\nVersion: {VERSION}\n"
 
 
 def folder() -> Path:
@@ -98,9 +98,11 @@ def _unpack(place: Path) -> None:
     _pip(place, "download", "--no-deps", "--require-hashes", "--requirement", str(pin), "--dest", str(downloads))
     with zipfile.ZipFile(next(downloads.glob("*.whl"))) as wheel:
         # Kernels for GPUs are nine tenths of it and cannot be loaded here.
-        needed = [name for name in wheel.namelist() if not name.endswith((".so", ".hpp", ".h", ".cuh", "/vllm-rs"))]
-        wheel.extractall(partial, [name for name in needed if ".dist-info/" not in name])
-    information = partial / f"vllm-{VERSION}+cpu.dist-info"
+        names = [name for name in wheel.namelist() if ".dist-info/" not in name]
+        wheel.extractall(partial, [name for name in names if not name.endswith((".so", ".hpp", ".h", ".cuh", "/vllm-rs"))])
+    extensions = [name.removesuffix(".abi3.so").replace("/", ".") for name in names if name.endswith(".abi3.so")]
+    (partial / "extensions.txt").write_text("\n".join(extensions))
+    information = partial / f"vllm-{VERSION}.dist-info"
     information.mkdir()
     (information / "METADATA").write_text(METADATA)
     partial.rename(place / f"vllm-{VERSION}")

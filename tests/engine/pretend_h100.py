@@ -7,12 +7,15 @@ run. What the platform then chooses (attention backends, block sizes, batch size
 from __future__ import annotations
 
 import importlib.machinery
+import importlib.util
 import sys
 import types
+from pathlib import Path
 from typing import Any
 
 TOTAL_MEMORY = 85_029_158_912  # bytes; what torch reports for an H100 80GB, 79.19 GiB
 COMPUTE_UNITS = 132
+DEEP_GEMM = "vllm.third_party.deep_gemm._C"  # Python that loads an extension from its file
 GPUS = 64  # more than any replica here needs
 
 
@@ -22,15 +25,28 @@ class _Kernels(types.ModuleType):
     def __getattr__(self, name: str) -> Any:
         if name.startswith("__"):
             raise AttributeError(name)
-        return lambda *args, **kwargs: None
+        return _Operation()
 
 
-def install(extensions: tuple[str, ...]) -> None:
+class _Operation:
+    """A kernel: it has every overload and does nothing."""
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("__"):
+            raise AttributeError(name)
+        return _Operation()
+
+    def __call__(self, *args: Any, **kwargs: Any) -> None: ...
+
+
+def install() -> None:
     """Replace vLLM's compiled extensions and its platform; must come before everything else of vLLM."""
-    for name in extensions:
-        module = _Kernels(f"vllm.{name}")
-        module.__spec__ = importlib.machinery.ModuleSpec(f"vllm.{name}", None)
-        sys.modules[f"vllm.{name}"] = module
+    package = importlib.util.find_spec("vllm")
+    assert package and package.origin
+    for name in (Path(package.origin).parents[1] / "extensions.txt").read_text().split() + [DEEP_GEMM]:
+        module = _Kernels(name)
+        module.__spec__ = importlib.machinery.ModuleSpec(name, None)
+        sys.modules[name] = module
 
     import torch
 
@@ -41,12 +57,18 @@ def install(extensions: tuple[str, ...]) -> None:
             return missing(namespace, name)
         except AttributeError:
             if namespace.name.startswith("_") and not name.startswith("__"):
-                return lambda *args, **kwargs: None
+                return _Operation()
             raise
 
     torch._ops._OpNamespace.__getattr__ = operation
+    torch.library.register_fake = lambda *args, **kwargs: lambda function: function  # shapes of operations that are not
+
+    from triton.backends import backends
+
+    backends["nvidia"].driver.is_active = lambda: True
 
     import vllm.platforms as platforms
+
     from vllm.platforms.cuda import CudaPlatformBase
     from vllm.platforms.interface import DeviceCapability
 
@@ -88,3 +110,7 @@ def install(extensions: tuple[str, ...]) -> None:
             return True
 
     platforms._current_platform = H100()
+
+    from vllm.model_executor.models import registry
+
+    registry._run_in_subprocess = lambda function: function()  # which would not have this platform
