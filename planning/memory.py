@@ -4,7 +4,7 @@
     available KV = requested - weights - activation peak - non-torch - CUDA graph reserve
 
 Every term is per GPU. The constants, with their sources, are in `presets/engines/vllm-<version>/memory.yaml`; sizes of
-tensors follow from the architecture. Letters: S = max_num_seqs, T = max_num_batched_tokens.
+tensors and caches follow from the architecture. Letters: S = max_num_seqs, T = max_num_batched_tokens.
 """
 
 from __future__ import annotations
@@ -12,25 +12,38 @@ from __future__ import annotations
 import math
 import re
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache, lru_cache
 from typing import Any
 
-from planning import catalogue
+from planning import catalogue, kv_cache
 from planning.architecture import Architecture
 from planning.catalogue import Gpu
 from planning.findings import Finding, Severity
+from planning.kv_cache import CacheError, Request, bisect
+from planning.weights import MIB, Allocator, split_problem, stage_bytes, stage_layers
+
+__all__ = [
+    "Constants",
+    "EngineOptions",
+    "LayoutError",
+    "MemoryPlan",
+    "check_tensor_parallel_size",
+    "constants",
+    "highest_utilization",
+    "memory_plan",
+    "stage_layers",
+    "valid_tensor_parallel_sizes",
+]
 
 GIB = 1 << 30
-MIB = 1 << 20
 
-#: Bytes of one KV-cache element by `--kv-cache-dtype`; "auto" is the model's own dtype.
+#: Bytes of one KV-cache element by `--kv-cache-dtype`; "auto" is what the checkpoint declares, else the model's dtype.
 KV_DTYPE_BYTES = {"bfloat16": 2, "float16": 2, "fp8": 1, "fp8_e4m3": 1, "fp8_e5m2": 1}
 
 #: S at which the sampler's share is quoted as a remedy: vLLM's default on smaller cards.
 FEWER_SEQS = 256
-
 
 #: Findings are written before the model has a name in the stack; `decide()` puts that in its place.
 SUBJECT = "model"
@@ -55,6 +68,9 @@ class EngineOptions:
     kv_cache_dtype: str | None = None
     block_size: int | None = None
     enforce_eager: bool | None = None
+    enable_expert_parallel: bool | None = None
+    enable_prefix_caching: bool | None = None
+    decode_context_parallel_size: int | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,7 +95,7 @@ class MemoryPlan:
     non_torch_gib: float
     cuda_graph_gib: float
     available_kv_gib: float  # negative when weights and overheads alone exceed the budget
-    kv_bytes_per_token: int
+    kv_bytes_per_token: int  # of a long request: what one token more takes
     num_blocks: int
     kv_cache_tokens: int
     max_concurrency: float  # requests of max_model_len tokens at once
@@ -88,6 +104,8 @@ class MemoryPlan:
     trust: Mapping[str, str]  # term -> exact | fitted | loose
     findings: tuple[Finding, ...]
     error_gib: float = 0.0  # by how much the estimated terms may be off together
+    request_blocks: int = 0  # blocks that one request of max_model_len can take, over all groups of layers
+    bytes_per_block: int = 0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -95,25 +113,29 @@ class Constants:
     """One engine version's numbers; units and sources are in its `memory.yaml`."""
 
     utilization: float
-    block_size: int
+    kernels: Mapping[str, Mapping[str, Any]]
+    latent_multiple: int  # tokens
+    concurrent_batches: int  # beside the pipeline's own
+    state_blocks: int
+    checkpoints: bool  # a prefill keeps one state more
     null_blocks: int
     tokens_by_concurrency: bool
     vocabulary_multiple: int
-    allocator_from: int  # bytes
-    allocator_multiple: int
-    allocator_at_most: int
+    allocator: Allocator
+    format_error: Mapping[str, float]  # share of the weights by trust
     context_gib: float
     sampler_per_logit: float
     sampler_per_hidden: float
     penalty_per_logit: float
-    graph_gib: float
-    graph_few_seqs: int
-    graph_few_seqs_gib: float
-    graph_error: float
+    experts_error: float  # GiB
+    indexer_bytes: float  # per token of context
+    encoder_gib: float
+    encoder_error: float
+    graphs: Mapping[str, Mapping[str, Any]]
     cold_compile_gib: float
     scheduler: Sequence[Mapping[str, Any]]
     non_torch: Mapping[str, Mapping[int, Mapping[str, Any]]]
-    trust: Mapping[str, str]
+    activation_trust: str
 
 
 @cache
@@ -140,34 +162,36 @@ def constants(version: str) -> Constants:
     def value(key: str) -> Any:
         return changed.get(key, data[key]["value"])
 
-    graph = data["cuda-graph-gib"]
-    subtracted = "cuda-graph-gib" not in changed
+    allocator = data["allocator"]
     return Constants(
         utilization=value("gpu-memory-utilization"),
-        block_size=value("block-size"),
+        kernels=data["block-size"]["kernels"],
+        latent_multiple=data["block-size"]["latent-multiple"],
+        concurrent_batches=value("concurrent-batches"),
+        state_blocks=value("state-blocks"),
+        checkpoints=value("state-checkpoints"),
         null_blocks=value("null-blocks"),
         tokens_by_concurrency=value("tokens-by-concurrency"),
         vocabulary_multiple=value("vocabulary-multiple"),
-        allocator_from=data["allocator"]["from-mib"] * MIB,
-        allocator_multiple=data["allocator"]["multiple-mib"] * MIB,
-        allocator_at_most=data["allocator"]["at-most-mib"] * MIB,
+        allocator=Allocator(
+            from_bytes=allocator["from-mib"] * MIB,
+            multiple=allocator["multiple-mib"] * MIB,
+            at_most=allocator["at-most-mib"] * MIB,
+        ),
+        format_error=data["weight-formats"]["error"],
         context_gib=value("context-gib"),
         sampler_per_logit=value("sampler-bytes-per-logit"),
         sampler_per_hidden=value("sampler-bytes-per-hidden"),
         penalty_per_logit=value("penalty-bytes-per-logit"),
-        graph_gib=value("cuda-graph-gib"),
-        graph_few_seqs=graph["few-seqs"],
-        graph_few_seqs_gib=graph["few-seqs-value"] if subtracted else 0.0,
-        graph_error=graph["error"] if subtracted else 0.0,
+        experts_error=data["experts-activation"]["error"],
+        indexer_bytes=value("indexer-bytes-per-token"),
+        encoder_gib=value("encoder-gib"),
+        encoder_error=data["encoder-gib"]["error"],
+        graphs=value("cuda-graph-gib"),
         cold_compile_gib=value("cold-compile-gib"),
         scheduler=data["scheduler"]["classes"],
         non_torch=data["non-torch-gib"],
-        trust={
-            "weights_gib": data["allocator"]["trust"],
-            "activation_gib": data["sampler-bytes-per-logit"]["trust"],
-            "cuda_graph_gib": graph["trust"] if subtracted else "exact",
-            "kv_bytes_per_token": "exact",
-        },
+        activation_trust=data["sampler-bytes-per-logit"]["trust"],
     )
 
 
@@ -182,9 +206,9 @@ def valid_tensor_parallel_sizes(architecture: Architecture, limit: int) -> tuple
     return tuple(size for size in range(1, limit + 1) if not _splits_badly(architecture, size))
 
 
-def check_tensor_parallel_size(architecture: Architecture, size: int, *, limit: int) -> None:
+def check_tensor_parallel_size(architecture: Architecture, size: int, *, limit: int, expert: int = 1) -> None:
     """Raises LayoutError where the model cannot be split so; the remedy names the sizes up to `limit` that can."""
-    if size < 1 or (reason := _splits_badly(architecture, size)):
+    if size < 1 or (reason := _splits_badly(architecture, size, expert)):
         sizes = ", ".join(map(str, valid_tensor_parallel_sizes(architecture, limit)))
         raise LayoutError(
             key="vllm.tensor-parallel-size",
@@ -199,60 +223,14 @@ def highest_utilization(gpu_memory_gib: float, engine_version: str = "0.33.0") -
     return math.floor(100 * (1 - constants(engine_version).context_gib / gpu_memory_gib)) / 100
 
 
-def _splits_badly(architecture: Architecture, size: int) -> str:
+def _splits_badly(architecture: Architecture, size: int, expert: int = 1) -> str:
     """Why a model cannot be split by this tensor parallel size; empty if it can."""
-    kv_heads = architecture.kv_heads
     if architecture.heads % size:
         return f"{architecture.heads} attention heads do not divide by it"
-    if kv_heads % size and size % kv_heads:
-        return f"{kv_heads} key-value heads neither divide by it nor divide it"
-    if architecture.intermediate_size % size:
-        return f"the MLP's {architecture.intermediate_size} columns do not divide by it"
-    return ""
-
-
-def stage_layers(layers: int, stages: int) -> tuple[int, ...]:
-    """Layers of each pipeline stage; vLLM deals a remainder out from the last stage but one backwards."""
-    counts = [layers // stages] * stages
-    for extra in range(layers % stages):
-        counts[-2 - extra] += 1
-    return tuple(counts)
-
-
-@lru_cache(maxsize=256)
-def _weight_bytes(architecture: Architecture, tensor: int, layers: int, first: bool, last: bool, version: str) -> int:
-    """Bytes of one GPU's weights in a pipeline stage, with the rotary table and the allocator's rounding."""
-    known = constants(version)
-    hidden, dtype_bytes = architecture.hidden_size, architecture.dtype_bytes
-
-    def allocated(elements: int) -> int:
-        size = elements * dtype_bytes
-        added = -size % known.allocator_multiple
-        return size + added if size >= known.allocator_from and added <= known.allocator_at_most else size
-
-    queries = architecture.heads // tensor * architecture.head_dim
-    keys = max(1, architecture.kv_heads // tensor) * architecture.head_dim
-    mlp = architecture.intermediate_size // tensor
-    layer = (
-        allocated((queries + 2 * keys) * hidden)
-        + allocated(queries * hidden)
-        + allocated(2 * mlp * hidden)
-        + allocated(mlp * hidden)
-    )
-    small = 2 * hidden  # two norms, on every rank
-    small += (queries + 2 * keys) * architecture.qkv_bias + hidden * architecture.output_bias
-    small += (2 * mlp + hidden) * architecture.mlp_bias + 2 * architecture.head_dim * architecture.qk_norm
-    total = layers * (layer + small * dtype_bytes)
-
-    multiple = known.vocabulary_multiple
-    rows = -(-architecture.vocab_size // multiple) * multiple
-    table = allocated(-(-rows // tensor) * hidden)
-    tables = int(first) + int(last)
-    if architecture.tied_embeddings and first and last:
-        tables = 1
-    total += tables * table + hidden * dtype_bytes * last
-    rope = architecture.native_context * architecture.head_dim * dtype_bytes  # one table for all layers, on every rank
-    return total + rope
+    for heads in sorted({c.heads for c in architecture.caches if c.kind != "state"}):
+        if heads % size and size % heads:
+            return f"{heads} key-value heads neither divide by it nor divide it"
+    return split_problem(architecture, size, expert)
 
 
 def memory_plan(
@@ -275,38 +253,49 @@ def memory_plan(
     """
     known = constants(engine_version)
     tensor, stages = tensor_parallel_size, pipeline_parallel_size
+    expert = tensor if options.enable_expert_parallel else 1
     total_gib = gpu.memory_gib if gpu_memory_gib is None else gpu_memory_gib
-    _check(architecture, tensor, stages, options, total_gib)
+    _check(architecture, tensor, stages, expert, options, total_gib)
 
     utilization = known.utilization if options.gpu_memory_utilization is None else options.gpu_memory_utilization
-    block = options.block_size or known.block_size
-    kv_dtype = options.kv_cache_dtype or "auto"
-    kv_bytes = architecture.dtype_bytes if kv_dtype == "auto" else KV_DTYPE_BYTES[kv_dtype]
     length = options.max_model_len or architecture.native_context
     requested = math.ceil(total_gib * GIB * utilization)
-    token_bytes = 2 * max(1, architecture.kv_heads // tensor) * architecture.head_dim * kv_bytes  # of one layer
     links = _links(known, gpu, tensor * stages)
-    counts = stage_layers(architecture.layers, stages)
+    graph = _graph(known, architecture, options)
+    kv_dtype = options.kv_cache_dtype or "auto"
+    declared = architecture.kv_cache_dtype if kv_dtype == "auto" else kv_dtype
+    block, layout = _cache_layout(
+        architecture, engine_version, gpu.compute_capability, tensor, stages, declared, options.block_size
+    )
+    caching = options.enable_prefix_caching is not False
+
+    def request(tokens: int) -> Request:
+        return Request(
+            tokens_in_flight=tokens * (stages + known.concurrent_batches),
+            state_blocks=known.state_blocks if caching else 1,
+            decode_context_parallel_size=options.decode_context_parallel_size or 1,
+        )
 
     def divide(length: int) -> _Division:
         """The budget of the stage with the fewest blocks, for one max_model_len."""
         seqs, tokens = _scheduler(known, gpu, options, length)
         tightest: _Division | None = None
-        for index, layers in enumerate(counts):
-            last = index == stages - 1
+        for stage, size in enumerate(layout.bytes_per_block):
+            last = stage == stages - 1
             weights = (
-                _weight_bytes(architecture, tensor, layers, index == 0, last, engine_version) / GIB
+                stage_bytes(architecture, tensor, expert, stage, stages, known.vocabulary_multiple, known.allocator)
+                / GIB
                 if weights_gib is None
                 else weights_gib
             )
-            activation, tables = _activation(known, architecture, tensor, seqs, tokens, last)
+            activation, tables = _activation(known, architecture, tensor, seqs, tokens, length, stage == 0, last)
             non_torch = links["value"] + tables / GIB
-            graph = _graph(known, options, seqs)
-            left = requested / GIB - weights - activation / GIB - non_torch - graph
+            reserve = _reserve(graph, seqs)
+            left = requested / GIB - weights - activation / GIB - non_torch - reserve
             available = left if available_kv_gib is None else available_kv_gib
             division = _Division(
-                seqs, tokens, weights, activation / GIB, non_torch, graph, available, layers,
-                max(0, math.floor(available * GIB / (layers * token_bytes * block))),
+                seqs, tokens, weights, activation / GIB, non_torch, reserve, available, size,
+                max(0, math.floor(available * GIB / size)),
             )  # fmt: skip
             if tightest is None or division.blocks < tightest.blocks:
                 tightest = division
@@ -314,16 +303,29 @@ def memory_plan(
         return tightest
 
     def holds(length: int) -> bool:
-        return -(-length // block) <= divide(length).blocks - known.null_blocks
+        division = divide(length)
+        return layout.request_blocks(length, request(division.tokens)) <= division.blocks - known.null_blocks
 
-    here = divide(length)
-    longest = min(architecture.native_context, max(0, here.blocks - known.null_blocks) * block)
-    # With few requests the batch, and the memory it takes, grow with the length.
-    if here.tokens != divide(max(longest, block)).tokens:
-        longest = _bisect(holds, architecture.native_context)
-
-    needed = -(-length // block)
+    try:
+        here = divide(length)
+        wanted = request(here.tokens)
+        needed = layout.request_blocks(length, wanted)
+        longest = layout.longest(here.blocks - known.null_blocks, wanted, architecture.native_context)
+        # With few requests the batch, and the memory it takes, grow with the length.
+        if here.tokens != divide(max(longest, block)).tokens:
+            longest = bisect(holds, architecture.native_context)
+    except CacheError as error:
+        raise _impossible(options, error) from None
     concurrency = here.blocks / needed
+    per_token = (
+        sum(
+            here.bytes_per_block / (group.block_size * wanted.decode_context_parallel_size)
+            for group in layout.groups
+            if group.kind in kv_cache.WHOLE
+        )
+        or here.bytes_per_block / block
+    )
+    groups = len(layout.groups)
     plan = MemoryPlan(
         gpu=gpu.name,
         gpu_memory_gib=total_gib,
@@ -340,19 +342,80 @@ def memory_plan(
         non_torch_gib=here.non_torch,
         cuda_graph_gib=here.graph,
         available_kv_gib=here.available,
-        kv_bytes_per_token=here.layers * token_bytes,
+        kv_bytes_per_token=math.ceil(per_token),
         num_blocks=here.blocks,
-        kv_cache_tokens=int(concurrency * length) if known.tokens_by_concurrency else here.blocks * block,
+        kv_cache_tokens=int(concurrency * length) if known.tokens_by_concurrency else here.blocks // groups * block,
         max_concurrency=concurrency,
         longest_max_model_len=longest,
         verdict="fits",
-        trust={**known.trust, "non_torch_gib": links["trust"]},
+        trust=_trust(known, architecture, links, graph, given=weights_gib is not None),
         findings=(),
-        error_gib=links["error"] + (known.graph_error if here.graph else 0.0) if available_kv_gib is None else 0.0,
+        error_gib=0.0
+        if available_kv_gib is not None
+        else links["error"]
+        + (graph["error"] if here.graph else 0.0)
+        + _model_error(known, architecture, here.weights if weights_gib is None else 0.0),
+        request_blocks=needed,
+        bytes_per_block=here.bytes_per_block,
     )
-    refusals = _refusals(architecture, known, plan)
+    refusals = _refusals(architecture, known, gpu, plan)
     notes = _notes(architecture, known, plan, refused=bool(refusals))
     return replace(plan, verdict="refused" if refusals else "fits", findings=refusals + notes)
+
+
+@lru_cache(maxsize=512)
+def _cache_layout(
+    architecture: Architecture,
+    version: str,
+    capability: str,
+    tensor: int,
+    stages: int,
+    kv_dtype: str,
+    block_size: int | None,
+) -> tuple[int, kv_cache.Layout]:
+    """The engine's block size and the groups of layers. Raises LayoutError."""
+    known = constants(version)
+    element = architecture.dtype_bytes if kv_dtype == "auto" else KV_DTYPE_BYTES[kv_dtype]
+    row, major = known.kernels[architecture.kernel], capability.partition(".")[0]
+    fp8 = element == 1
+    rule = {**row, **row.get("fp8", {})} if fp8 else row
+    block = block_size or rule.get(major, rule["default"])
+    packed = row.get("packed", {}).get(major) in ("always", "fp8" if fp8 else "always")
+    caches = architecture.caches
+    if int(major) < 9 or not known.checkpoints:  # kernels that export a checkpoint need newer GPUs; Mamba's do not
+        caches = tuple(
+            replace(c, checkpoint_alignment=0) if c.checkpoint_alignment > known.checkpoints else c for c in caches
+        )
+    block = kv_cache.block_size_of(
+        caches, tensor, element, block_size=block, latent_multiple=known.latent_multiple, packed=packed
+    )
+    positions: list[list[int]] = []
+    first = layer = 0
+    for count in stage_layers(architecture.layers, stages):
+        held = sum(len(each.caches) for each in architecture.stack[layer : layer + count])
+        positions.append(list(range(first, first + held)))
+        first, layer = first + held, layer + count
+    try:
+        specs = kv_cache.specs_of(caches, tensor, element, block_size=block, packed=packed)
+        layout = kv_cache.layout_of(
+            specs, positions, packed_blocks=architecture.packed_blocks, hybrid=architecture.hybrid_cache
+        )
+    except CacheError as error:
+        raise _impossible(EngineOptions(block_size=block), error) from None
+    return block, layout
+
+
+def _impossible(options: EngineOptions, error: CacheError) -> LayoutError:
+    if options.decode_context_parallel_size:
+        return LayoutError(
+            key="vllm.decode-context-parallel-size",
+            value=options.decode_context_parallel_size,
+            limit=str(error),
+            remedy="leave it out",
+        )
+    return LayoutError(
+        key="vllm.block-size", value=options.block_size, limit=str(error), remedy="leave it out, or use another one"
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -366,11 +429,13 @@ class _Division:
     non_torch: float
     graph: float
     available: float
-    layers: int
+    bytes_per_block: int
     blocks: int
 
 
-def _check(architecture: Architecture, tensor: int, stages: int, options: EngineOptions, gpu_memory_gib: float) -> None:
+def _check(
+    architecture: Architecture, tensor: int, stages: int, expert: int, options: EngineOptions, gpu_memory_gib: float
+) -> None:
     """Raises LayoutError for what vLLM would refuse on every GPU."""
     numbers = {
         "vllm.pipeline-parallel-size": stages,
@@ -378,6 +443,7 @@ def _check(architecture: Architecture, tensor: int, stages: int, options: Engine
         "vllm.max-num-seqs": options.max_num_seqs,
         "vllm.max-num-batched-tokens": options.max_num_batched_tokens,
         "vllm.block-size": options.block_size,
+        "vllm.decode-context-parallel-size": options.decode_context_parallel_size,
     }
     for key, number in numbers.items():
         if number is not None and number < 1:
@@ -392,7 +458,7 @@ def _check(architecture: Architecture, tensor: int, stages: int, options: Engine
             limit="a share above 0 and at most 1",
             remedy="leave it out for vLLM's own default",
         )
-    check_tensor_parallel_size(architecture, tensor, limit=architecture.heads)
+    check_tensor_parallel_size(architecture, tensor, limit=architecture.heads, expert=expert)
     if stages > architecture.layers:
         raise LayoutError(
             key="vllm.pipeline-parallel-size",
@@ -433,23 +499,76 @@ def _scheduler(known: Constants, gpu: Gpu, options: EngineOptions, length: int) 
 
 
 def _activation(
-    known: Constants, architecture: Architecture, tensor: int, seqs: int, tokens: int, last: bool
+    known: Constants,
+    architecture: Architecture,
+    tensor: int,
+    seqs: int,
+    tokens: int,
+    length: int,
+    first: bool,
+    last: bool,
 ) -> tuple[float, float]:
     """Bytes of the profiled peak, and of the sampler's tables. Only the last pipeline stage samples."""
     hidden = architecture.hidden_size
-    forward = 2 * tokens * (3 * architecture.intermediate_size / tensor + 5 * hidden)
-    if not last:
-        return forward, 0.0
-    logits = seqs * architecture.vocab_size
-    sampler = known.sampler_per_logit * logits + known.sampler_per_hidden * tokens * hidden
-    return max(forward, sampler), known.penalty_per_logit * logits
+    forward = 0.0
+    if any(layer.mlp != "experts" for layer in architecture.stack):
+        forward = 2 * tokens * (3 * architecture.intermediate_size / tensor + 5 * hidden)
+    if architecture.experts:
+        each = 3 * architecture.moe_intermediate_size / tensor + hidden
+        forward = max(forward, 2 * tokens * architecture.experts_per_token * each)
+    if any(cache.role == "indexer" for cache in architecture.caches):
+        forward += known.indexer_bytes * length
+    tables = 0.0
+    if last:
+        logits = seqs * architecture.vocab_size
+        forward = max(forward, known.sampler_per_logit * logits + known.sampler_per_hidden * tokens * hidden)
+        tables = known.penalty_per_logit * logits
+    if first and architecture.encoder:
+        forward += known.encoder_gib * GIB
+    return forward, tables
 
 
-def _graph(known: Constants, options: EngineOptions, seqs: int) -> float:
+def _graph(known: Constants, architecture: Architecture, options: EngineOptions) -> Mapping[str, Any]:
+    """The row of what vLLM reserves for CUDA graphs."""
+    return known.graphs["eager" if options.enforce_eager else "experts" if architecture.experts else "dense"]
+
+
+def _reserve(graph: Mapping[str, Any], seqs: int) -> float:
     """GiB that vLLM reserves for CUDA graphs."""
-    if options.enforce_eager:
-        return 0.0
-    return known.graph_few_seqs_gib if seqs <= known.graph_few_seqs else known.graph_gib
+    return graph["few-seqs-value"] if seqs <= graph["few-seqs"] else graph["value"]
+
+
+def _model_error(known: Constants, architecture: Architecture, weights_gib: float) -> float:
+    """GiB by which the terms of the model itself may be off."""
+    error = known.format_error[architecture.weights_trust] * weights_gib
+    if architecture.experts:
+        error += known.experts_error
+    if architecture.encoder:
+        error += known.encoder_error
+    return error
+
+
+def _trust(
+    known: Constants,
+    architecture: Architecture,
+    links: Mapping[str, Any],
+    graph: Mapping[str, Any],
+    *,
+    given: bool,
+) -> dict[str, str]:
+    """How far each term can be believed: the loosest of its parts."""
+    order = ("exact", "fitted", "loose")
+    weights = max(architecture.weights_trust, architecture.encoder_trust, key=order.index)
+    activation = known.activation_trust
+    if architecture.encoder or any(cache.role == "indexer" for cache in architecture.caches):
+        activation = "loose"
+    return {
+        "weights_gib": "exact" if given else weights,
+        "activation_gib": activation,
+        "non_torch_gib": links["trust"],
+        "cuda_graph_gib": graph["trust"],
+        "kv_bytes_per_token": "exact",
+    }
 
 
 def _links(known: Constants, gpu: Gpu, gpus: int) -> Mapping[str, Any]:
@@ -458,22 +577,20 @@ def _links(known: Constants, gpu: Gpu, gpus: int) -> Mapping[str, Any]:
     return rows[min((size for size in rows if size >= gpus), default=max(rows))]
 
 
-def _bisect(holds: Callable[[int], bool], most: int) -> int:
-    """The largest length up to `most` that holds; 0 if none does. What holds at a length holds at every shorter one."""
-    least = 0
-    while least < most:
-        middle = (least + most + 1) // 2
-        least, most = (middle, most) if holds(middle) else (least, middle - 1)
-    return least
-
-
-def _refusals(architecture: Architecture, known: Constants, plan: MemoryPlan) -> tuple[Finding, ...]:
+def _refusals(architecture: Architecture, known: Constants, gpu: Gpu, plan: MemoryPlan) -> tuple[Finding, ...]:
     """Why vLLM would not start, in the order in which it would find out."""
     free = plan.gpu_memory_gib - known.context_gib
     requested = plan.gpu_memory_gib * plan.gpu_memory_utilization
     overheads = plan.activation_gib + plan.non_torch_gib + plan.cuda_graph_gib
     fewer = _fewer_seqs(architecture, known, plan)
     found = []
+    if gpu.compute_capability.partition(".")[0] in known.kernels[architecture.kernel].get("absent", ()):
+        found.append(
+            _warning(
+                f"vLLM has no kernel of this model's attention for compute capability {gpu.compute_capability}.",
+                "Choose a VM size with newer GPUs.",
+            )
+        )
     if requested > free:
         found.append(
             _warning(
@@ -506,7 +623,7 @@ def _refusals(architecture: Architecture, known: Constants, plan: MemoryPlan) ->
             )
         )
     elif plan.max_model_len > plan.longest_max_model_len and plan.max_model_len <= architecture.native_context:
-        needed = -(-plan.max_model_len // plan.block_size) * plan.block_size * plan.kv_bytes_per_token / GIB
+        needed = plan.request_blocks * plan.bytes_per_block / GIB
         shorter = plan.longest_max_model_len
         remedy = f"Set max-model-len to {shorter} or lower" if shorter else "Split the model over more GPUs"
         if plan.kv_cache_dtype in ("auto", "bfloat16", "float16"):
@@ -523,8 +640,7 @@ def _refusals(architecture: Architecture, known: Constants, plan: MemoryPlan) ->
 
 def _notes(architecture: Architecture, known: Constants, plan: MemoryPlan, *, refused: bool) -> tuple[Finding, ...]:
     """What could surprise a person although the verdict stands."""
-    block_gib = plan.block_size * plan.kv_bytes_per_token / GIB
-    needed = (-(-plan.max_model_len // plan.block_size) + known.null_blocks) * block_gib
+    needed = (plan.request_blocks + known.null_blocks) * plan.bytes_per_block / GIB
     spare = plan.available_kv_gib - needed
     error = plan.error_gib
     found = []
@@ -532,7 +648,7 @@ def _notes(architecture: Architecture, known: Constants, plan: MemoryPlan, *, re
         found.append(
             _warning(
                 f"The verdict is close: {abs(spare):.2f} GiB per GPU {'are missing' if refused else 'are left over'}, "
-                f"and the estimates of communication buffers and CUDA graphs may be off by {error:.2f} GiB.",
+                f"and the estimated terms may be off by {error:.2f} GiB.",
                 "Leave more room with a shorter max-model-len, or read `Available KV cache memory` in vLLM's log.",
             )
         )
@@ -546,7 +662,18 @@ def _notes(architecture: Architecture, known: Constants, plan: MemoryPlan, *, re
                 remedy="If the first start reports too little KV cache, start again with the caches kept.",
             )
         )
-    if plan.tensor_parallel_size > architecture.kv_heads:
+    latent = any(cache.kind == "latent" for cache in architecture.caches)
+    if latent and plan.tensor_parallel_size > 1:
+        found.append(
+            Finding(
+                severity=Severity.NOTE,
+                subject=SUBJECT,
+                message=f"Latent attention keeps its whole cache on each of {plan.tensor_parallel_size} GPUs: a wider "
+                "split frees memory of the weights only.",
+                remedy="vllm.decode-context-parallel-size divides the cache too.",
+            )
+        )
+    elif plan.tensor_parallel_size > architecture.kv_heads:
         copies = plan.tensor_parallel_size // architecture.kv_heads
         found.append(
             Finding(
@@ -563,9 +690,11 @@ def _notes(architecture: Architecture, known: Constants, plan: MemoryPlan, *, re
 def _fewer_seqs(architecture: Architecture, known: Constants, plan: MemoryPlan) -> str:
     """What a smaller S would free, as the end of a remedy; empty where it frees little."""
     tokens = plan.max_num_batched_tokens
-    small = _activation(known, architecture, plan.tensor_parallel_size, FEWER_SEQS, tokens, True)
-    large = _activation(known, architecture, plan.tensor_parallel_size, plan.max_num_seqs, tokens, True)
-    freed = (sum(large) - sum(small)) / GIB
+    large, small = (
+        sum(_activation(known, architecture, plan.tensor_parallel_size, seqs, tokens, plan.max_model_len, True, True))
+        for seqs in (plan.max_num_seqs, FEWER_SEQS)
+    )
+    freed = (large - small) / GIB
     return f"; max-num-seqs {FEWER_SEQS} frees {freed:.2f} GiB" if freed > 0.1 else ""
 
 

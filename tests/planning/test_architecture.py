@@ -89,13 +89,19 @@ def test_a_window_that_is_switched_off_does_not_count() -> None:
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        ({"quantization_config": {"quant_method": "fp8"}}, r"quantised weights \(fp8\)"),
+        ({"quantization_config": {"quant_method": "bitsandbytes"}}, r"quantised weights \(bitsandbytes\)"),
         ({"num_local_experts": 8}, "mixture of experts"),
         ({"n_routed_experts": 256, "kv_lora_rank": 512}, "mixture of experts; multi-head latent attention"),
-        ({"vision_config": {}, "text_config": {"num_hidden_layers": 32}}, "multimodal"),
-        ({"sliding_window": 4096}, "sliding-window"),
-        ({"layer_types": ["linear_attention", "full_attention"]}, r"layers other than attention \(linear_attention\)"),
-        ({"rope_scaling": {"type": "yarn", "factor": 4}}, "rotary scaling yarn"),
+        ({"index_topk": 2048}, "indexer"),
+        ({"linear_num_key_heads": 16}, "layers with a state"),
+        ({"attention_chunk_size": 8192}, "chunked attention"),
+        ({"vision_config": {"depth": 1}, "text_config": {"num_hidden_layers": 32}}, "multimodal"),
+        ({"architectures": ["Step3p7FlashForCausalLM"]}, "no class of that name"),
+        (
+            {"layer_types": ["linear_attention", "full_attention"] * 16},
+            r"layers other than attention \(linear_attention\)",
+        ),
+        ({"rope_scaling": {"type": "longrope", "factor": 4}}, "rotary scaling longrope"),
         ({"torch_dtype": "float32"}, "dtype float32"),
         ({"architectures": ["PhiForCausalLM"]}, "PhiForCausalLM is not modelled yet: its tensors"),
         ({"architectures": None}, "unnamed architecture"),
@@ -109,5 +115,5 @@ def test_what_is_not_modelled_is_said_in_words(change: dict[str, Any], words: st
 
 
 def test_a_quantisation_written_beside_the_config_counts() -> None:
-    with pytest.raises(NotModelledError, match=r"quantised weights \(FP8\)"):
-        from_hf_config(LLAMA_8B, {"quantization": {"quant_algo": "FP8"}})
+    shape = from_hf_config(LLAMA_8B, {"quantization": {"quant_algo": "FP8", "kv_cache_quant_algo": "FP8"}})
+    assert (shape.quantization, shape.kv_cache_dtype) == ("fp8", "fp8")
