@@ -68,7 +68,8 @@ def variables(place: Path, version: str = VERSION) -> dict[str, str]:
         "VLLM_CONFIG_ROOT": str(place / "vllm-config"),
         "VLLM_CPU_KVCACHE_SPACE": "1",
         "VLLM_NO_USAGE_STATS": "1",
-        "VLLM_LOGGING_LEVEL": "WARNING",
+        "VLLM_LOGGING_LEVEL": "CRITICAL",
+        "TRANSFORMERS_VERBOSITY": "error",
     }
 
 
@@ -99,7 +100,9 @@ def _unpack(place: Path) -> None:
     with zipfile.ZipFile(next(downloads.glob("*.whl"))) as wheel:
         # Kernels for GPUs are nine tenths of it and cannot be loaded here.
         names = [name for name in wheel.namelist() if ".dist-info/" not in name]
-        wheel.extractall(partial, [name for name in names if not name.endswith((".so", ".hpp", ".h", ".cuh", "/vllm-rs"))])
+        wheel.extractall(
+            partial, [name for name in names if not name.endswith((".so", ".hpp", ".h", ".cuh", "/vllm-rs"))]
+        )
     extensions = [name.removesuffix(".abi3.so").replace("/", ".") for name in names if name.endswith(".abi3.so")]
     (partial / "extensions.txt").write_text("\n".join(extensions))
     information = partial / f"vllm-{VERSION}.dist-info"
@@ -110,7 +113,9 @@ def _unpack(place: Path) -> None:
 
 
 def _pip(place: Path, *arguments: str) -> None:
-    subprocess.run(command(place, "-m", "pip", "--disable-pip-version-check", *arguments), check=True, stdout=sys.stderr)
+    subprocess.run(
+        command(place, "-m", "pip", "--disable-pip-version-check", *arguments), check=True, stdout=sys.stderr
+    )
 
 
 if __name__ == "__main__":

@@ -2,8 +2,7 @@
 
 Runs inside the environment that `environment.py` makes and prints one JSON document. Every model of `hf-configs.zip`
 is built on the meta device as rank 0 of each pipeline stage, on a platform that says it is an H100; vLLM's planner
-then divides a given number of bytes. The weights' quantisation is left out where it cannot be built and the KV cache's
-kept.
+then divides a given number of bytes. Quantised weights are left out only where vLLM refuses them.
 """
 
 from __future__ import annotations
@@ -11,11 +10,11 @@ from __future__ import annotations
 import gc
 import hashlib
 import json
-import os
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -34,13 +33,14 @@ SEQS = 256
 def variants(tensor: int) -> Iterator[tuple[dict[str, Any], tuple[tuple[int | None, int, int], ...]]]:
     """What is built, and the (max_model_len, max_num_batched_tokens, available bytes) planned with each build."""
     yield {}, ((None, 8192, 30 * GIB + 12_345_678), (8192, 2048, 4 * GIB), (4096, 8192, 200 * GIB + 1))
-    yield {"kv_cache_dtype": "fp8"}, ((None, 8192, 30 * GIB + 12_345_678), (32768, 2048, 10 * GIB - 1))
-    yield {"block_size": 64}, ((16384, 8192, 20 * GIB + 4095),)
-    if tensor <= 8:
-        yield {"pipeline_parallel_size": 2}, ((None, 8192, 30 * GIB + 12_345_678), (8192, 2048, 4 * GIB))
+    if tensor in (1, 2, 8):
+        yield {"kv_cache_dtype": "fp8"}, ((None, 8192, 30 * GIB + 12_345_678), (32768, 2048, 10 * GIB - 1))
+    if tensor in (1, 4):
+        yield {"block_size": 64}, ((16384, 8192, 20 * GIB + 4095),)
     if tensor == 4:
         yield {"pipeline_parallel_size": 3}, ((8192, 8192, 10 * GIB),)
     if tensor == 8:
+        yield {"pipeline_parallel_size": 2}, ((None, 8192, 30 * GIB + 12_345_678), (8192, 2048, 4 * GIB))
         yield {"decode_context_parallel_size": 2}, ((None, 8192, 30 * GIB + 12_345_678),)
         yield {"decode_context_parallel_size": 8}, ((32768, 8192, 30 * GIB),)
 
@@ -49,13 +49,20 @@ class Group:
     """vLLM's view of one communication group from one of its ranks; nothing is ever sent."""
 
     def __init__(self, size: int, rank: int = 0) -> None:
-        self.world_size, self.rank_in_group, self.rank, self.local_rank = size, rank, rank, 0
+        self.world_size, self.rank_in_group, self.local_rank = size, rank, 0
         self.ranks = list(range(size))
         self.is_first_rank, self.is_last_rank = rank == 0, rank == size - 1
         self.first_rank, self.last_rank = 0, size - 1
-        self.device_group = self.cpu_group = self.device_communicator = self.mq_broadcaster = None
+        self.device_group = self.cpu_group = self
+        self.device_communicator = self.mq_broadcaster = None
         self.unique_name = "group"
         self.use_custom_op_call = False
+
+    def size(self) -> int:
+        return self.world_size
+
+    def rank(self) -> int:
+        return self.rank_in_group
 
     def barrier(self) -> None: ...
 
@@ -86,11 +93,10 @@ def configure(folder: Path, options: dict[str, Any]) -> Any:
 
 
 def build(config: Any) -> Any:
-    import torch
     from vllm.model_executor.model_loader.utils import initialize_model
     from vllm.utils.torch_utils import set_default_torch_dtype
 
-    with set_default_torch_dtype(config.model_config.dtype), torch.device("meta"):
+    with set_default_torch_dtype(config.model_config.dtype), pretend_h100.on_meta_device():
         return initialize_model(config)
 
 
@@ -101,7 +107,7 @@ def layer_specs(config: Any) -> tuple[dict[str, Any], list[str], list[str]]:
     from vllm.platforms import current_platform
     from vllm.v1.attention.backends.utils import get_supported_kv_cache_layouts
     from vllm.v1.worker.gpu.attn_utils import get_kv_cache_spec
-    
+
     with set_current_vllm_config(config):
         current_platform.update_block_size_for_backend(config)
         backends = list(get_current_attn_backends(config))
@@ -209,96 +215,135 @@ def write(folder: Path, config: dict[str, Any], quantization: dict[str, Any] | N
     return folder
 
 
-def parameter_bytes(model: Any) -> dict[str, int]:
-    """Bytes of the parameters and of the buffers (rotary tables), each tensor once."""
-    parameters = {id(each): each for each in model.parameters()}
-    buffers = {id(each): each for each in model.buffers()}
+def sizes(model: Any) -> dict[str, Any]:
+    """Bytes of the parameters and of the buffers (rotary tables), each tensor once; [bytes, how many] of each size."""
+    parameters = {id(each): each.numel() * each.element_size() for each in model.parameters()}
+    buffers = {id(each): each.numel() * each.element_size() for each in model.buffers()}
     return {
-        "parameter_bytes": sum(each.numel() * each.element_size() for each in parameters.values()),
-        "buffer_bytes": sum(each.numel() * each.element_size() for each in buffers.values()),
+        "parameter_bytes": sum(parameters.values()),
+        "buffer_bytes": sum(buffers.values()),
+        "parameters": sorted(Counter(parameters.values()).items()),
     }
 
 
-def one_model(name: str) -> dict[str, Any]:
-    config, quantization = hf_configs.load(name)
+def one_build(folder: Path, layout: dict[str, Any], planned: Any) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    """The cases of one layout, and the weights of its stages."""
+    stages, layouts, weights = [], [], []
+    count = layout["pipeline_parallel_size"]
+    for stage in range(count):
+        context = layout.get("decode_context_parallel_size", 1)
+        distribute(tensor=layout["tensor_parallel_size"], stages=count, stage=stage, context=context)
+        worker = configure(folder, layout)
+        model = build(worker)
+        weights.append({"stage": stage, **sizes(model)})
+        specs, supported, backends = layer_specs(worker)
+        stages.append(specs)
+        layouts.append(supported)
+        del model
+    # Worker processes have configurations of their own.
+    core = configure(folder, layout) if worker.parallel_config.world_size > 1 else worker
+    tokens = core.scheduler_config.max_num_batched_tokens
+    groups = prepare(core, stages, layouts)
+    resolved = {
+        "resolved_kv_cache_dtype": worker.cache_config.cache_dtype,
+        "resolved_block_size": worker.cache_config.block_size,
+        "native_context": core.model_config.max_model_len,
+        "kv_cache_layout": core.cache_config.kv_cache_layout,
+        "concurrent_batches": core.max_concurrent_batches,
+        "default_num_batched_tokens": tokens,
+        "attention_backends": backends,
+        "layer_kinds": layer_kinds(stages),
+    }
+    cases = [
+        {**plan(core, stages, groups, *each), **resolved}
+        for each in planned
+        if each[0] is None or each[0] <= core.model_config.max_model_len
+    ]
+    return cases, weights
+
+
+def one_model(config: dict[str, Any], quantization: dict[str, Any] | None) -> dict[str, Any]:
+    """Every layout of one model. A refusal of vLLM is a result as well."""
     cases, weights, refused = [], [], []
+    plain = stripped(config)
+    forms = (
+        [(True, config, quantization), (False, plain, None)]
+        if quantization or plain != config
+        else [(False, plain, None)]
+    )
     with tempfile.TemporaryDirectory() as temporary:
-        for quantised in (True, False) if stripped(config) != config or quantization else (True,):
-            folder = write(Path(temporary), config if quantised else stripped(config), quantization if quantised else None)
-            for tensor in TENSOR_PARALLEL_SIZES:
-                for options, planned in variants(tensor):
-                    layout = {"tensor_parallel_size": tensor, "pipeline_parallel_size": 1, **options}
-                    key = {"model": name, "quantised": quantised, **layout}
+        folder = Path(temporary)
+        for tensor in TENSOR_PARALLEL_SIZES:
+            for options, planned in variants(tensor):
+                layout = {"tensor_parallel_size": tensor, "pipeline_parallel_size": 1, **options}
+                for quantised, form, beside in forms:
+                    key = {**layout, "quantised": quantised}
                     try:
-                        stages, layouts = [], []
-                        for stage in range(layout["pipeline_parallel_size"]):
-                            distribute(
-                                tensor=tensor, stages=layout["pipeline_parallel_size"], stage=stage,
-                                context=layout.get("decode_context_parallel_size", 1),
-                            )  # fmt: skip
-                            built = configure(folder, layout)
-                            model = build(built)
-                            if not options.keys() - {"pipeline_parallel_size"}:
-                                weights.append({**key, "stage": stage, **parameter_bytes(model)})
-                            specs, supported, backends = layer_specs(built)
-                            stages.append(specs)
-                            layouts.append(supported)
-                            del model
-                        # Processes of their own have configurations of their own.
-                        core = configure(folder, layout) if built.parallel_config.world_size > 1 else built
-                        groups = prepare(core, stages, layouts)
-                        default_tokens = core.scheduler_config.max_num_batched_tokens
-                        resolved = {
-                            "resolved_kv_cache_dtype": built.cache_config.cache_dtype,
-                            "resolved_block_size": built.cache_config.block_size,
-                            "native_context": core.model_config.max_model_len,
-                            "kv_cache_layout": core.cache_config.kv_cache_layout,
-                            "concurrent_batches": core.max_concurrent_batches,
-                            "default_num_batched_tokens": default_tokens,
-                            "attention_backends": backends,
-                            "layer_kinds": layer_kinds(stages),
-                        }
-                        for length, tokens, available in planned:
-                            if length and length > core.model_config.max_model_len:
-                                continue
-                            cases.append({**key, **plan(core, stages, groups, length, tokens, available), **resolved})
-                    except Exception as error:  # noqa: BLE001 - vLLM's refusals are of every class, and are the result
+                        built, sized = one_build(write(folder, form, beside), layout, planned)
+                    except Exception as error:
                         refused.append({**key, "reason": f"{type(error).__name__}: {error}"[:600]})
-                        if os.environ.get("GROUND_TRUTH_RAISE"):
-                            raise
-                    gc.collect()
+                        continue
+                    finally:
+                        gc.collect()
+                    cases += [{**key, **each} for each in built]
+                    if not options.keys() - {"pipeline_parallel_size"}:
+                        weights += [{**key, **each} for each in sized]
+                    break
     return {"cases": cases, "weights": weights, "refused": refused}
 
 
-def main(place: Path, names: list[str]) -> None:
+def clones(names: Sequence[str]) -> dict[str, str]:
+    """Each model, and the first one with the same configuration: itself, mostly."""
+    first: dict[str, str] = {}
+    ignored = ("_name_or_path", "transformers_version", "auto_map")
+    return {
+        name: first.setdefault(
+            json.dumps([{k: v for k, v in config.items() if k not in ignored}, quantization], sort_keys=True), name
+        )
+        for name in names
+        for config, quantization in [hf_configs.load(name)]
+    }
+
+
+def document(place: Path) -> Path:
+    """Where the result lies; other inputs are another file."""
     inputs = b"".join((HERE / each).read_bytes() for each in ("ground_truth.py", "pretend_h100.py"))
     digest = hashlib.sha256(inputs + hf_configs.ARCHIVE.read_bytes()).hexdigest()[:12]
-    document = place / f"ground-truth-{digest}.json"
-    parts = place / f"ground-truth-{digest}"
+    return place / f"ground-truth-{digest}.json"
+
+
+def main(place: Path, wanted: list[str]) -> None:
+    """Make what is missing of the document, one model after the other; an interrupted run is taken up again."""
+    result = document(place)
+    parts = result.with_suffix("")
     parts.mkdir(exist_ok=True)
-    started = time.monotonic()
-    pretend_h100.install()
-    for name in names or hf_configs.names():
-        part = parts / f"{name}.json"
-        if part.exists() and not names:
-            continue
+    originals = clones(hf_configs.names())
+    missing = [name for name in wanted or dict.fromkeys(originals.values()) if not (parts / f"{name}.json").exists()]
+    if missing:
+        pretend_h100.install()
+    for number, name in enumerate(missing, 1):
         begun = time.monotonic()
-        found = {**one_model(name), "seconds": round(time.monotonic() - begun, 1)}
-        partial = part.with_suffix(".partial")
+        found = one_model(*hf_configs.load(name))
+        found["seconds"] = round(time.monotonic() - begun, 1)
+        partial = parts / f"{name}.partial"
         partial.write_text(json.dumps(found))
-        partial.rename(part)
-        print(
-            f"{name}: {len(found['cases'])} cases, {len(found['refused'])} refused, {found['seconds']} s",
-            file=sys.stderr, flush=True,
-        )  # fmt: skip
-    print(f"{time.monotonic() - started:.0f} s", file=sys.stderr)
-    whole: dict[str, Any] = {"vllm": "0.33.0", "platform": "H100", "cases": [], "weights": [], "refused": []}
+        partial.rename(parts / f"{name}.json")
+        count = f"{len(found['cases'])} cases, {len(found['refused'])} refused, {found['seconds']} s"
+        print(f"{number} of {len(missing)}: {name}: {count}", file=sys.stderr, flush=True)
+        combine(parts, result, originals)
+    combine(parts, result, originals)
+    print(result)
+
+
+def combine(parts: Path, result: Path, originals: dict[str, str]) -> None:
+    whole: dict[str, Any] = {"vllm": "0.33.0", "platform": pretend_h100.NAME, "seconds": 0.0, "same_as": originals}
+    whole |= {"cases": [], "weights": [], "refused": []}
     for part in sorted(parts.glob("*.json")):
         for key, value in json.loads(part.read_text()).items():
-            if key in whole:
-                whole[key] += value
-    document.write_text(json.dumps(whole))
-    print(document)
+            whole[key] += value if key == "seconds" else [{"model": part.stem, **each} for each in value]
+    partial = result.with_suffix(".partial")
+    partial.write_text(json.dumps(whole))
+    partial.rename(result)
 
 
 if __name__ == "__main__":

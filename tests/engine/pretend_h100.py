@@ -6,6 +6,7 @@ run. What the platform then chooses (attention backends, block sizes, batch size
 
 from __future__ import annotations
 
+import importlib.abc
 import importlib.machinery
 import importlib.util
 import sys
@@ -13,40 +14,70 @@ import types
 from pathlib import Path
 from typing import Any
 
+NAME = "NVIDIA H100 80GB HBM3"
 TOTAL_MEMORY = 85_029_158_912  # bytes; what torch reports for an H100 80GB, 79.19 GiB
 COMPUTE_UNITS = 132
-DEEP_GEMM = "vllm.third_party.deep_gemm._C"  # Python that loads an extension from its file
+#: In vLLM's image; compiled, or made of what is.
+PACKAGES = ("deep_gemm", "cutlass", "quack", "tilelang", "vllm.vllm_flash_attn.cute")
 GPUS = 64  # more than any replica here needs
 
 
-class _Kernels(types.ModuleType):
-    """A compiled extension: it can be imported and has every name, and none of them is ever called."""
-
-    def __getattr__(self, name: str) -> Any:
-        if name.startswith("__"):
-            raise AttributeError(name)
-        return _Operation()
-
-
 class _Operation:
-    """A kernel: it has every overload and does nothing."""
+    """A kernel, or anything else of a compiled package: it has every attribute, decorates, and does nothing."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None: ...
 
     def __getattr__(self, name: str) -> Any:
         if name.startswith("__"):
             raise AttributeError(name)
         return _Operation()
 
-    def __call__(self, *args: Any, **kwargs: Any) -> None: ...
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        return args[0] if len(args) == 1 and isinstance(args[0], types.FunctionType | type) else _Operation()
+
+    def __getitem__(self, key: Any) -> Any:
+        return _Operation()
+
+    def __mro_entries__(self, bases: tuple[Any, ...]) -> tuple[type, ...]:
+        return (object,)
+
+
+class _Compiled(types.ModuleType):
+    """A module that can be imported and has every name."""
+
+    def __init__(self, name: str) -> None:
+        super().__init__(name)
+        self.__path__: list[str] = []
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("__"):
+            raise AttributeError(name)
+        return _Operation()
+
+
+class _Finder(importlib.abc.MetaPathFinder, importlib.abc.Loader):
+    """Finds the compiled extensions and packages that an image with a GPU has."""
+
+    def __init__(self, names: tuple[str, ...]) -> None:
+        self.names = names
+
+    def find_spec(self, name: str, path: Any = None, target: Any = None) -> Any:
+        if any(name == each or name.startswith(each + ".") for each in self.names):
+            return importlib.machinery.ModuleSpec(name, self, is_package=True)
+        return None
+
+    def create_module(self, spec: Any) -> types.ModuleType:
+        return _Compiled(spec.name)
+
+    def exec_module(self, module: types.ModuleType) -> None: ...
 
 
 def install() -> None:
     """Replace vLLM's compiled extensions and its platform; must come before everything else of vLLM."""
     package = importlib.util.find_spec("vllm")
     assert package and package.origin
-    for name in (Path(package.origin).parents[1] / "extensions.txt").read_text().split() + [DEEP_GEMM]:
-        module = _Kernels(name)
-        module.__spec__ = importlib.machinery.ModuleSpec(name, None)
-        sys.modules[name] = module
+    extensions = (Path(package.origin).parents[1] / "extensions.txt").read_text().split()
+    sys.meta_path.insert(0, _Finder((*extensions, *PACKAGES)))
 
     import torch
 
@@ -63,12 +94,9 @@ def install() -> None:
     torch._ops._OpNamespace.__getattr__ = operation
     torch.library.register_fake = lambda *args, **kwargs: lambda function: function  # shapes of operations that are not
 
-    from triton.backends import backends
-
-    backends["nvidia"].driver.is_active = lambda: True
+    _pretend_cuda(torch)
 
     import vllm.platforms as platforms
-
     from vllm.platforms.cuda import CudaPlatformBase
     from vllm.platforms.interface import DeviceCapability
 
@@ -79,7 +107,7 @@ def install() -> None:
 
         @classmethod
         def get_device_name(cls, device_id: int = 0) -> str:
-            return "NVIDIA H100 80GB HBM3"
+            return NAME
 
         @classmethod
         def get_device_total_memory(cls, device_id: int = 0) -> int:
@@ -114,3 +142,77 @@ def install() -> None:
     from vllm.model_executor.models import registry
 
     registry._run_in_subprocess = lambda function: function()  # which would not have this platform
+
+
+def on_meta_device() -> Any:
+    """A context in which tensors for a GPU, or for no device in particular, have a shape and no memory."""
+    import contextlib
+
+    import torch
+    from torch.overrides import TorchFunctionMode
+
+    def moved(value: Any) -> Any:
+        if isinstance(value, torch.device):
+            return torch.device("meta") if value.type == "cuda" else value
+        return "meta" if isinstance(value, str) and (value == "cuda" or value.startswith("cuda:")) else value
+
+    class NoMemory(TorchFunctionMode):
+        def __torch_function__(self, function: Any, types: Any, arguments: Any = (), options: Any = None) -> Any:
+            if getattr(function, "__name__", "") == "cuda":
+                return arguments[0].to("meta")
+            options = {key: moved(value) for key, value in (options or {}).items()}
+            if isinstance(options.get("device"), int):
+                options["device"] = "meta"
+            return function(*(moved(each) for each in arguments), **options)
+
+    stack = contextlib.ExitStack()
+    stack.enter_context(torch.device("meta"))
+    stack.enter_context(NoMemory())
+    return stack
+
+
+def _pretend_cuda(torch: Any) -> None:
+    """What vLLM's modules ask of CUDA and Triton while they are imported and built."""
+    import triton
+    from triton.backends import backends
+    from triton.backends.compiler import GPUTarget
+
+    class Stream:
+        def __init__(self, *args: Any, **kwargs: Any) -> None: ...
+
+        def __getattr__(self, name: str) -> Any:
+            return lambda *args, **kwargs: None
+
+    properties = types.SimpleNamespace(
+        name=NAME, major=9, minor=0, total_memory=TOTAL_MEMORY, multi_processor_count=COMPUTE_UNITS, warp_size=32,
+        is_integrated=False, shared_memory_per_block_optin=232_448, max_threads_per_multi_processor=2048,
+        regs_per_multiprocessor=65_536, L2_cache_size=52_428_800, gcnArchName="",
+    )  # fmt: skip
+    torch.cuda.Stream = torch.cuda.Event = Stream
+    torch.cuda.is_available = torch.cuda.is_initialized = lambda: True
+    torch.cuda.init = torch.cuda._lazy_init = torch.cuda.synchronize = lambda *args: None
+    torch.cuda.device_count = lambda: GPUS
+    torch.cuda.current_device = lambda: 0
+    torch.cuda.current_stream = torch.cuda.default_stream = lambda *args: Stream()
+    torch.cuda.get_device_capability = lambda *args: (9, 0)
+    torch.cuda.get_device_name = lambda *args: NAME
+    torch.cuda.get_device_properties = lambda *args: properties
+
+    class Driver:
+        def get_current_target(self) -> Any:
+            return GPUTarget("cuda", 90, 32)
+
+        def get_current_device(self) -> int:
+            return 0
+
+        def get_active_torch_device(self) -> Any:
+            return torch.device("cuda", 0)
+
+        def get_benchmarker(self) -> Any:
+            return lambda *args, **kwargs: [0.0, 0.0, 0.0]
+
+        def __getattr__(self, name: str) -> Any:
+            return _Operation()
+
+    backends["nvidia"].driver.is_active = lambda: True
+    triton.runtime.driver.set_active(Driver())
