@@ -7,10 +7,10 @@ READY := .venv/.ready
 OVERRIDES = $(foreach pair,$(SET),--set '$(pair)')
 
 .DEFAULT_GOAL := help
-.PHONY: help up down preview status plan fit presets pin test check format bench picture clean requirements
+.PHONY: help up down preview status plan fit presets pin test test-engine engine-contract check format bench picture clean requirements
 
 help: ## list the targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-13s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-15s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 up: $(READY) ## deploy the sandbox stack on this machine: report, control plane, resources
 	@$(RUN) -m sandbox up --stack $(STACK) $(OVERRIDES)
@@ -39,6 +39,12 @@ pin: $(READY) ## fill unknown revisions and digests, online: make pin PRESET=qwe
 test: $(READY) ## all tests; the first run builds the control plane, about ten minutes on two cores
 	@$(RUN) -m pytest --numprocesses 2 --dist loadfile $(ARGS)
 
+test-engine: $(READY) ## the plan against vLLM's own code on the CPU: 6 GB installed and about 20 minutes, once
+	@$(RUN) -m pytest -m engine -s tests/engine $(ARGS)
+
+engine-contract: $(READY) ## regenerate the options of a vLLM: make engine-contract VERSION=0.33.0
+	@$(RUN) tests/engine/contract.py $(VERSION)
+
 check: $(READY) ## lint, format and types
 	$(RUN) -m ruff check .
 	$(RUN) -m ruff format --check .
@@ -60,6 +66,7 @@ clean: ## remove the virtual environment and tool caches
 requirements: ## regenerate requirements*.txt from pyproject.toml (needs `uv` on PATH)
 	uv pip compile pyproject.toml $(COMPILE) -o requirements.txt
 	uv pip compile pyproject.toml --group dev $(COMPILE) -o requirements-dev.txt
+	uv pip compile --group engine $(COMPILE) -o requirements-engine.txt
 
 COMPILE := --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-header --quiet
 

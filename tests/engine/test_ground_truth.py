@@ -1,0 +1,150 @@
+"""The plan's memory numbers are those of vLLM's own code, for every model, layout and option that planning models."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from planning import catalogue
+from planning.architecture import Architecture, NotModelledError, from_hf_config
+from planning.memory import GIB, EngineOptions, LayoutError, MemoryPlan, memory_plan
+from tests import hf_configs
+
+pytestmark = pytest.mark.engine
+
+H100 = catalogue.gpu("H100-80GB")
+#: Distinct (layer specs, tensor parallel size) that must stay equal; the aim of the figure in docs/benchmarks.md.
+AT_LEAST = 150
+WITHIN = 0.005  # of vLLM's own parameters and buffers
+
+
+def _architecture(model: str) -> Architecture | None:
+    try:
+        return from_hf_config(*hf_configs.load(model))
+    except NotModelledError:
+        return None
+
+
+def _planned(architecture: Architecture, case: dict[str, Any]) -> MemoryPlan:
+    return memory_plan(
+        architecture,
+        H100,
+        tensor_parallel_size=case["tensor_parallel_size"],
+        pipeline_parallel_size=case["pipeline_parallel_size"],
+        options=EngineOptions(
+            max_model_len=case.get("max_model_len"),
+            max_num_seqs=case.get("max_num_seqs"),
+            max_num_batched_tokens=case.get("max_num_batched_tokens"),
+            kv_cache_dtype=case.get("kv_cache_dtype"),
+            block_size=case.get("block_size"),
+            decode_context_parallel_size=case.get("decode_context_parallel_size"),
+        ),
+        available_kv_gib=case["available_bytes"] / GIB if "available_bytes" in case else None,
+    )
+
+
+def _differences(plan: MemoryPlan, case: dict[str, Any]) -> dict[str, tuple[Any, Any]]:
+    """Field -> (ours, vLLM's)."""
+    ours = {
+        "bytes_per_block": plan.bytes_per_block,
+        "longest_max_model_len": plan.longest_max_model_len,
+        "fits": case["max_model_len"] <= plan.longest_max_model_len,
+        "num_blocks": plan.num_blocks,
+        "tokens": plan.kv_cache_tokens,
+        "max_concurrency": plan.max_concurrency,
+        "request_blocks": plan.request_blocks,
+    }
+    theirs = dict(case)
+    if "groups" in case:
+        theirs["request_blocks"] = sum(group["blocks_per_request"] for group in case["groups"])
+    return {
+        key: (value, theirs[key])
+        for key, value in ours.items()
+        if key in theirs
+        and value != (pytest.approx(theirs[key], rel=1e-12) if key == "max_concurrency" else theirs[key])
+    }
+
+
+def _name(case: dict[str, Any]) -> str:
+    short = {"tensor_parallel_size": "TP", "pipeline_parallel_size": "PP", "decode_context_parallel_size": "DCP"}
+    named = ("model", *short, "kv_cache_dtype", "block_size", "max_model_len", "available_bytes")
+    return " ".join(f"{short.get(key, key)}={case[key]}" for key in named if key in case)
+
+
+def _cases(ground_truth: dict[str, Any], kind: str) -> Iterator[tuple[Architecture | None, dict[str, Any]]]:
+    known = {model: _architecture(model) for model in dict.fromkeys(ground_truth["same_as"].values())}
+    for case in ground_truth[kind]:
+        yield known[case["model"]], case
+
+
+def test_kv_cache_numbers_are_vllms_own_wherever_planning_models_the_model(ground_truth: dict[str, Any]) -> None:
+    counts: Counter[str] = Counter()
+    distinct: set[str] = set()
+    wrong = []
+    for architecture, case in _cases(ground_truth, "cases"):
+        if architecture is None:
+            counts["not modelled"] += 1
+            continue
+        try:
+            differences = _differences(_planned(architecture, case), case)
+        except LayoutError as error:
+            differences = {"refused": (str(error), "planned")}
+        if differences:
+            wrong.append(f"{_name(case)}: {differences}")
+        else:
+            counts["equal"] += 1
+            counts["by hand"] += bool(case.get("by_hand"))
+            distinct.add(f"{case['layer_kinds']} TP {case['tensor_parallel_size']}")
+    print(
+        f"\nKV cache: {counts['equal']} of {len(ground_truth['cases'])} cases equal, {counts['not modelled']} not "
+        f"modelled, {counts['by hand']} by hand; {len(distinct)} distinct (layer specs, TP); "
+        f"vLLM's side took {ground_truth['seconds']:.0f} s"
+    )
+    assert not wrong, f"{len(wrong)} differ (ours, vLLM's):\n" + "\n".join(wrong[:40])
+    assert len(distinct) >= AT_LEAST, "equality must not shrink to few models"
+
+
+def test_what_vllm_refuses_is_not_planned_as_if_it_worked(ground_truth: dict[str, Any]) -> None:
+    accepted = []
+    for architecture, case in _cases(ground_truth, "refused"):
+        # Clones and the second, unquantised form of a model are no cases of their own.
+        if architecture is None or "ValidationError" not in case["reason"]:
+            continue
+        try:
+            _planned(architecture, case)
+        except LayoutError:
+            continue
+        accepted.append(f"{_name(case)}: {case['reason']}")
+    assert not accepted, f"{len(accepted)} planned although vLLM refuses:\n" + "\n".join(accepted[:40])
+
+
+def test_weights_are_vllms_own_parameters(ground_truth: dict[str, Any]) -> None:
+    counts: Counter[str] = Counter()
+    wrong = []
+    for architecture, case in _cases(ground_truth, "weights"):
+        if case["pipeline_parallel_size"] > 1:
+            continue  # the plan shows the stage that decides, not each
+        config, beside = hf_configs.load(case["model"])
+        if architecture is None:
+            counts["not modelled"] += 1
+            continue
+        if not case["quantised"] and (beside or "quantization_config" in json.dumps(config)):
+            counts["refused in its own format"] += 1
+            continue
+        theirs = case["parameter_bytes"] + case["buffer_bytes"]
+        try:
+            ours = _planned(architecture, case).weights_gib * GIB
+        except LayoutError as error:
+            wrong.append(f"{_name(case)}: {error}")
+            continue
+        off = ours / theirs - 1
+        if abs(off) > WITHIN:
+            wrong.append(f"{_name(case)}: {ours / GIB:.3f} GiB, vLLM {theirs / GIB:.3f} GiB ({off:+.2%})")
+        else:
+            counts["equal"] += 1
+    print(f"\nWeights: {counts['equal']} within {WITHIN:.1%}, {counts['not modelled']} not modelled, {len(wrong)} off")
+    assert not wrong, f"{len(wrong)} are off by more than {WITHIN:.1%}:\n" + "\n".join(wrong[:60])
