@@ -21,7 +21,7 @@ from planning.memory import (
     valid_tensor_parallel_sizes,
 )
 
-__all__ = ["Layout", "LayoutError", "choose_layout", "sizes_that_hold"]
+__all__ = ["Alternative", "Layout", "LayoutError", "alternatives", "choose_layout", "sizes_that_hold"]
 
 #: Requests of max_model_len that a replica should hold at once: a batch, as a GPU reads all weights for every step.
 COMFORTABLE_CONCURRENCY = 8
@@ -30,6 +30,13 @@ LEAST_CONCURRENCY = 2
 
 #: A context that is lowered to fit is a multiple of this many tokens, and never less.
 CONTEXT_STEP = 1024
+
+#: Stages answer a single request no faster than one GPU does, so they are an alternative to tensor parallelism on as many
+#: GPUs only where they hold this many times its tokens (a latent KV cache is copied to every GPU of a tensor split).
+STAGES_GAIN = 1.1
+
+#: The first compute capability that calculates in fp8: https://docs.nvidia.com/cuda/cuda-programming-guide (Ada)
+FP8_CAPABILITY = (8, 9)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,6 +51,27 @@ class Layout:
     gpus_per_replica: int
     replicas_per_node: int  # how many of this model one empty node holds
     reason: str  # one sentence: why this layout
+
+
+@dataclass(frozen=True, kw_only=True)
+class Alternative:
+    """One way to fill a node with replicas of a model, all of the context that was decided."""
+
+    tensor_parallel_size: int
+    pipeline_parallel_size: int
+    replicas_per_node: int
+    kv_cache_dtype: str
+    fits: bool  # at max_model_len; where not, longest_max_model_len would
+    max_model_len: int
+    kv_cache_tokens: int  # of one replica
+    kv_cache_tokens_per_node: int
+    max_concurrency: float  # requests of max_model_len in one replica
+    max_concurrency_per_node: float
+    longest_max_model_len: int
+    keeps_serving: bool  # while an update replaces the replicas of a full node
+    replica_per_hour: float | None  # US dollars, its share of a full node; None: price not known
+    chosen: bool
+    trade: str  # one sentence: against the chosen one; of the chosen one, why
 
 
 def choose_layout(
@@ -92,6 +120,123 @@ def choose_layout(
         reason=_reason(chosen, plans, asked=tensor_parallel_size is not None),
     )
     return layout, chosen
+
+
+def alternatives(
+    architecture: Architecture,
+    vm: VmSize,
+    *,
+    layout: Layout,
+    memory: MemoryPlan,
+    options: EngineOptions,
+    price_per_hour: float | None,
+) -> tuple[Alternative, ...]:
+    """What else one node could hold, and what was chosen; GPUs of a replica ascending.
+
+    `layout`, `memory` and `options` as decided; `price_per_hour` of the node in US dollars. Splits that hold no useful
+    context are left out, stages where a tensor split of as many GPUs is as good.
+    """
+    options = replace(options, max_model_len=memory.max_model_len)
+    decided = (memory.tensor_parallel_size, memory.pipeline_parallel_size, memory.kv_cache_dtype)
+    plans: dict[tuple[int, int, str], MemoryPlan] = {}
+    for stages in range(1, min(vm.gpus, architecture.layers) + 1):
+        for tensor in valid_tensor_parallel_sizes(architecture, vm.gpus // stages):
+            if vm.gpus % (tensor * stages) and (tensor, stages) != decided[:2]:
+                continue  # GPUs that no replica could use
+            for dtype in _kv_cache_dtypes(architecture, vm, options):
+                plan = _try(architecture, vm, tensor, stages, replace(options, kv_cache_dtype=dtype))
+                if plan is not None and plan.longest_max_model_len >= CONTEXT_STEP:
+                    plans[tensor, stages, plan.kv_cache_dtype] = plan
+    plans[decided] = memory
+    best: dict[tuple[int, str], int] = {}  # tokens of the fewest stages, by GPUs and KV cache dtype
+    kept = []
+    for (tensor, stages, dtype), plan in sorted(plans.items(), key=lambda item: item[0][1]):
+        known = best.get((tensor * stages, dtype))
+        if known is None or plan.kv_cache_tokens >= STAGES_GAIN * known or plan is memory:
+            best[tensor * stages, dtype] = max(known or 0, plan.kv_cache_tokens)
+            kept.append(plan)
+    chosen = _alternative(vm, memory, price_per_hour, None, layout.reason)
+    found = [
+        chosen if plan is memory else _alternative(vm, plan, price_per_hour, chosen, "")
+        for plan in sorted(kept, key=lambda plan: _order(plan, memory))
+    ]
+    return tuple(found)
+
+
+def _order(plan: MemoryPlan, chosen: MemoryPlan) -> tuple[bool, int, int]:
+    """What was decided about the KV cache first, then the others; small replicas before large ones."""
+    tensor, stages = plan.tensor_parallel_size, plan.pipeline_parallel_size
+    return plan.kv_cache_dtype != chosen.kv_cache_dtype, tensor * stages, stages
+
+
+def _kv_cache_dtypes(architecture: Architecture, vm: VmSize, options: EngineOptions) -> tuple[str | None, ...]:
+    """The dtype as decided, and the other one of auto and fp8 where that is another one and the GPU calculates in it."""
+    dtype = options.kv_cache_dtype
+    if architecture.kv_cache_dtype == "fp8" and not dtype:
+        return (dtype,)
+    if dtype and dtype.startswith("fp8"):
+        return dtype, None
+    capability = tuple(map(int, vm.gpu.compute_capability.split(".")))
+    return (dtype, "fp8") if capability >= FP8_CAPABILITY else (dtype,)
+
+
+def _try(architecture: Architecture, vm: VmSize, tensor: int, stages: int, options: EngineOptions) -> MemoryPlan | None:
+    """A replica's memory; None for a split that vLLM would refuse on every GPU."""
+    try:
+        return memory_plan(
+            architecture, vm.gpu, tensor_parallel_size=tensor, pipeline_parallel_size=stages, options=options
+        )
+    except LayoutError:
+        return None
+
+
+def _alternative(
+    vm: VmSize, plan: MemoryPlan, price_per_hour: float | None, chosen: Alternative | None, reason: str
+) -> Alternative:
+    """A full node of such replicas; against `chosen`, or, where that is None, the chosen one itself."""
+    per_node = vm.gpus // (plan.tensor_parallel_size * plan.pipeline_parallel_size)
+    found = Alternative(
+        tensor_parallel_size=plan.tensor_parallel_size,
+        pipeline_parallel_size=plan.pipeline_parallel_size,
+        replicas_per_node=per_node,
+        kv_cache_dtype=plan.kv_cache_dtype,
+        fits=plan.verdict == "fits",
+        max_model_len=plan.max_model_len,
+        kv_cache_tokens=plan.kv_cache_tokens,
+        kv_cache_tokens_per_node=plan.kv_cache_tokens * per_node,
+        max_concurrency=plan.max_concurrency,
+        max_concurrency_per_node=plan.max_concurrency * per_node,
+        longest_max_model_len=plan.longest_max_model_len,
+        keeps_serving=per_node > 1,
+        replica_per_hour=None if price_per_hour is None else round(price_per_hour / per_node, 2),
+        chosen=chosen is None,
+        trade=reason,
+    )
+    return found if chosen is None else replace(found, trade=_trade(found, chosen))
+
+
+def _trade(other: Alternative, chosen: Alternative) -> str:
+    """What one would get and give for another layout; both fill a node."""
+    if not other.fits:
+        return f"Does not hold {other.max_model_len:,} tokens, only {other.longest_max_model_len:,}."
+    node = other.kv_cache_tokens_per_node / max(1, chosen.kv_cache_tokens_per_node)
+    words = [f"the node holds {node:.2f} × the KV tokens"]
+    if other.replicas_per_node != chosen.replicas_per_node:
+        words += [
+            f"a replica {other.kv_cache_tokens / max(1, chosen.kv_cache_tokens):.2f} ×",
+            f"{other.replicas_per_node} replica{'s' if other.replicas_per_node > 1 else ''} instead of "
+            f"{chosen.replicas_per_node}",
+        ]
+    if other.keeps_serving != chosen.keeps_serving:
+        words.append("an update keeps serving" if other.keeps_serving else "an update is an outage")
+    if other.replica_per_hour != chosen.replica_per_hour:
+        words.append(
+            f"a replica costs ${other.replica_per_hour:,.2f} an hour instead of ${chosen.replica_per_hour:,.2f}"
+        )
+    if other.kv_cache_dtype != chosen.kv_cache_dtype and other.kv_cache_dtype.startswith("fp8"):
+        words.append("keys and values lose precision")
+    text = ", ".join(words)
+    return f"{text[0].upper()}{text[1:]}."
 
 
 def sizes_that_hold(architecture: Architecture, options: EngineOptions) -> tuple[str, ...]:

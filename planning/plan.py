@@ -83,6 +83,7 @@ class ModelPlan:
     revision: str | None  # commit on Hugging Face; None is a step still to do in production
     layout: Layout
     memory: MemoryPlan
+    asked: EngineOptions  # what the settings say about the memory; None is vLLM's default
     image: Image
     command: tuple[str, ...]  # exec form, so that vLLM is PID 1 and gets SIGTERM
     args: tuple[str, ...]
@@ -360,6 +361,7 @@ def _model(settings: Settings, draft: _Draft, pool: GpuPoolPlan) -> ModelPlan:
         revision=revision,
         layout=layout,
         memory=draft.memory,
+        asked=_engine_options(draft.options, draft.settings.max_model_len),
         image=image,
         command=engine.COMMAND,
         args=args,
