@@ -197,8 +197,8 @@ def constants(version: str) -> Constants:
 
 def _version(text: str) -> tuple[int, int, int]:
     """Comparable; what is no version compares as newer than all."""
-    match = re.match(r"v?(\d+)\.(\d+)(?:\.(\d+))?", text)
-    return (int(match[1]), int(match[2]), int(match[3] or 0)) if match else (sys.maxsize, 0, 0)
+    match = re.match(r"v?(\d+)(?:\.(\d+)(?:\.(\d+))?)?", text)
+    return (int(match[1]), int(match[2] or 0), int(match[3] or 0)) if match else (sys.maxsize, 0, 0)
 
 
 def valid_tensor_parallel_sizes(architecture: Architecture, limit: int) -> tuple[int, ...]:
@@ -344,7 +344,9 @@ def memory_plan(
         available_kv_gib=here.available,
         kv_bytes_per_token=math.ceil(per_token),
         num_blocks=here.blocks,
-        kv_cache_tokens=int(concurrency * length) if known.tokens_by_concurrency else here.blocks // groups * block,
+        kv_cache_tokens=int(concurrency * length)
+        if known.tokens_by_concurrency
+        else here.blocks // groups * block * wanted.decode_context_parallel_size,
         max_concurrency=concurrency,
         longest_max_model_len=longest,
         verdict="fits",
@@ -377,6 +379,13 @@ def _cache_layout(
     known = constants(version)
     element = architecture.dtype_bytes if kv_dtype == "auto" else KV_DTYPE_BYTES[kv_dtype]
     row, major = known.kernels[architecture.kernel], capability.partition(".")[0]
+    if _version(version) < _version(row.get("since", "0")):
+        raise LayoutError(
+            key="vllm-version",
+            value=version,
+            limit=f"how it caches {architecture.hf_architecture} is not known",
+            remedy=f"use {row['since']} or later",
+        )
     fp8 = element == 1
     rule = {**row, **row.get("fp8", {})} if fp8 else row
     block = block_size or rule.get(major, rule["default"])
@@ -524,7 +533,7 @@ def _activation(
         forward = max(forward, known.sampler_per_logit * logits + known.sampler_per_hidden * tokens * hidden)
         tables = known.penalty_per_logit * logits
     if first and architecture.encoder:
-        forward += known.encoder_gib * GIB
+        forward = max(forward, known.encoder_gib * GIB)
     return forward, tables
 
 

@@ -35,6 +35,7 @@ class Format:
     scale_bytes: int = 0
     zero_bits: int = 0  # of the zero point beside each scale
     trust: str = "exact"
+    multiple: int = 1  # kernels want a GPU's share of an expert's inner size rounded up to it
 
     def bytes(self, rows: int, columns: int) -> int:
         """Of one matrix, scales included."""
@@ -49,7 +50,8 @@ FP8 = Format("fp8", 8, (0, 0), 4)
 FP8_BLOCK = Format("fp8, blocks of 128 x 128", 8, (128, 128), 4)
 MXFP8 = Format("mxfp8", 8, (1, 32), 1)
 NVFP4 = Format("nvfp4", 4, (1, 16), 1, trust="fitted")
-MXFP4 = Format("mxfp4", 4, (1, 32), 1, trust="loose")  # kernels pad and reorder it, by up to 7 % in logs
+#: The multiple is that of the kernel that vLLM chooses on an H100; others pad more, by up to 7 % in logs.
+MXFP4 = Format("mxfp4", 4, (1, 32), 1, trust="loose", multiple=64)
 _MODELOPT = {"FP8": FP8, "NVFP4": NVFP4, "W4A16_NVFP4": NVFP4, "MXFP8": MXFP8, "FP8_PB_WO": FP8_BLOCK}
 
 
@@ -69,21 +71,36 @@ class Tensor:
         copies = max(1, self.experts)
         if self.experts and expert > 1:
             copies, tensor = -(-copies // expert), 1
-        parts = tensor if self.split == "rows" else 1
-        rows = sum(max(1, -(-units // parts)) * each for units, each in self.rows)
-        columns = -(-self.columns // tensor) if self.split == "columns" else self.columns
+        multiple = self.format.multiple if self.experts else 1
+        rows, columns = sum(units * each for units, each in self.rows), self.columns
+        if self.split == "rows":
+            rows = sum(_round_up(max(1, -(-units // tensor)), multiple) * each for units, each in self.rows)
+        elif self.split == "columns":
+            columns = _round_up(-(-columns // tensor), multiple)
         return copies, rows, columns
 
     def bytes(self, tensor: int = 1, expert: int = 1) -> int:
         """Of one GPU's share, scales included."""
         copies, rows, columns = self.share(tensor, expert)
-        return copies * self.format.bytes(rows, columns)
+        return copies * self._format(1 if self.experts and expert > 1 else tensor).bytes(rows, columns)
+
+    def _format(self, tensor: int) -> Format:
+        """Where a GPU's share of an expert cuts through the blocks of its scales, vLLM makes the blocks smaller."""
+        inner = self.columns if self.split == "columns" else self.rows[0][0]
+        side = self.format.block[0]
+        if not self.experts or side <= 1 or not (inner // tensor) % side:
+            return self.format
+        return replace(self.format, block=(math.gcd(side, inner // tensor),) * 2)
 
     @property
     def parameters(self) -> int:
         """Numbers in it, scales not counted."""
         copies, rows, columns = self.share(1)
         return copies * rows * columns
+
+
+def _round_up(number: int, multiple: int) -> int:
+    return -(-number // multiple) * multiple
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -106,7 +123,7 @@ def gpu_bytes(tensors: Iterable[Tensor], tensor: int, expert: int, allocator: Al
     for item in tensors:
         copies, rows, columns = item.share(tensor, expert)
         data = copies * rows * columns * item.format.bits // 8
-        total += allocator.allocated(data) + copies * item.format.bytes(rows, columns) - data
+        total += allocator.allocated(data) + item.bytes(tensor, expert) - data
     return total
 
 
@@ -159,6 +176,8 @@ def quantization(config: Mapping[str, Any], beside: Mapping[str, Any] | None = N
         str(item) for key in ("modules_to_not_convert", "ignore", "exclude_modules") for item in details.get(key) or ()
     ]
     skipped = _matcher(ignored)
+    if not details.get("quant_method") and given is not beside:
+        return Quantization()  # vLLM goes by the method's name, and takes a checkpoint without one for 16 bits
     if method.startswith("modelopt"):
         return _modelopt(details, algorithm, skipped)
     if method == "fp8":
@@ -285,21 +304,22 @@ def stage_bytes(
         total += number * gpu_bytes(layer.tensors, tensor, expert, allocator)
     first, last = stage == 0, stage == stages - 1
     rest: list[Tensor] = []
-    if first or (last and architecture.tied_embeddings):
+    everywhere, tied = architecture.everywhere.split(), architecture.tied_embeddings
+    if first or "embedding" in everywhere or (last and tied):
         rest.append(padded(architecture.embedding, vocabulary_multiple))
     if first:
         rest += architecture.encoder
-    if last:
+    if last or "norm" in everywhere:
         rest += architecture.last
-        if not architecture.tied_embeddings:
-            rest.append(padded(architecture.output, vocabulary_multiple))
+    if not tied and (last or "output" in everywhere):
+        rest.append(padded(architecture.output, vocabulary_multiple))
     return total + gpu_bytes(rest, tensor, expert, allocator)
 
 
 def padded(table: Tensor, multiple: int) -> Tensor:
     """A table over the vocabulary, whose rows are rounded up before they are split."""
     ((rows, each),) = table.rows
-    return replace(table, rows=((-(-rows // multiple) * multiple, each),))
+    return replace(table, rows=((_round_up(rows, multiple), each),))
 
 
 def split_problem(architecture: Architecture, tensor: int, expert: int = 1) -> str:
@@ -317,7 +337,7 @@ def split_problem(architecture: Architecture, tensor: int, expert: int = 1) -> s
                 if bad is not None:
                     return f"the {bad} parts of {item.name} do not divide by it"
                 sizes = [max(1, units // tensor) * each for units, each in item.rows]
-            block = item.format.block[0] if item.format.block[0] > 1 else 0
+            block = item.format.block[0] if item.format.block[0] > 1 and not item.experts else 0
             if block and any(size % block for size in sizes):
                 return f"parts of {sizes[0]} of {item.name} are no multiple of its format's blocks of {block}"
     return ""
