@@ -31,7 +31,7 @@ LEAST_CONCURRENCY = 2
 #: A context that is lowered to fit is a multiple of this many tokens, and never less.
 CONTEXT_STEP = 1024
 
-#: Stages answer a single request no faster than one GPU does, so they are an alternative to tensor parallelism on as many
+#: Stages answer one request no faster than one GPU does, so they stand beside tensor parallelism on as many
 #: GPUs only where they hold this many times its tokens (a latent KV cache is copied to every GPU of a tensor split).
 STAGES_GAIN = 1.1
 
@@ -170,7 +170,7 @@ def _order(plan: MemoryPlan, chosen: MemoryPlan) -> tuple[bool, int, int]:
 
 
 def _kv_cache_dtypes(architecture: Architecture, vm: VmSize, options: EngineOptions) -> tuple[str | None, ...]:
-    """The dtype as decided, and the other one of auto and fp8 where that is another one and the GPU calculates in it."""
+    """The dtype as decided, and the other one of auto and fp8, where the GPU calculates in it."""
     dtype = options.kv_cache_dtype
     if architecture.kv_cache_dtype == "fp8" and not dtype:
         return (dtype,)

@@ -8,7 +8,7 @@ import pytest
 
 from planning import catalogue
 from planning.memory import EngineOptions, MemoryPlan
-from planning.parallelism import Layout, LayoutError, choose_layout, sizes_that_hold
+from planning.parallelism import Alternative, Layout, LayoutError, alternatives, choose_layout, sizes_that_hold
 
 LLAMA, QWEN = "llama-3.3-70b-instruct", "qwen3-8b"
 H100X8 = "Standard_ND96isr_H100_v5"
@@ -120,3 +120,75 @@ def test_sizes_that_hold_come_cheapest_first_and_without_those_that_do_not() -> 
         H100X8,
         "Standard_ND96isr_H200_v5",
     ), "one GPU or two do not hold it; the size without a price comes last"
+
+
+# What else a node could hold.
+
+
+def others(preset: str = LLAMA, vm: str = H100X8, **settings: Any) -> tuple[Alternative, ...]:
+    layout, memory = choose(preset, vm, **{**settings, "options": dict(settings.get("options", {}))})
+    size = catalogue.vm_size(vm)
+    return alternatives(
+        catalogue.preset(preset).architecture,
+        size,
+        layout=layout,
+        memory=memory,
+        options=EngineOptions(**settings.get("options", {})),
+        price_per_hour=size.cheapest_price,
+    )
+
+
+@pytest.mark.parametrize("vm", catalogue.vm_size_names())
+@pytest.mark.parametrize("preset", catalogue.preset_names())
+def test_the_chosen_layout_is_one_of_the_alternatives(preset: str, vm: str) -> None:
+    try:
+        layout, memory = choose(preset, vm)
+    except LayoutError:
+        pytest.skip("this size does not hold the model")
+    found = others(preset, vm)
+    (chosen,) = [each for each in found if each.chosen]
+    assert (chosen.tensor_parallel_size, chosen.pipeline_parallel_size) == (layout.tensor_parallel_size, 1)
+    assert chosen.kv_cache_tokens == memory.kv_cache_tokens
+    assert chosen.trade == layout.reason
+    assert {each.max_model_len for each in found} == {memory.max_model_len}, "or they could not be compared"
+    names = [(each.tensor_parallel_size, each.pipeline_parallel_size, each.kv_cache_dtype) for each in found]
+    assert len(set(names)) == len(names)
+
+
+def test_eight_gpus_for_one_replica_hold_more_and_make_an_update_an_outage() -> None:
+    found = {
+        (each.tensor_parallel_size, each.kv_cache_dtype): each for each in others(options={"max_model_len": 16384})
+    }
+    pair, whole = found[4, "auto"], found[8, "auto"]
+    assert pair.chosen
+    assert pair.keeps_serving
+    assert not whole.keeps_serving
+    assert whole.kv_cache_tokens_per_node > pair.kv_cache_tokens_per_node, "the weights are there once, not twice"
+    assert whole.replica_per_hour == 2 * (pair.replica_per_hour or 0)
+    assert "an update is an outage" in whole.trade
+
+
+def test_an_fp8_cache_is_offered_where_the_gpu_calculates_in_it() -> None:
+    assert {each.kv_cache_dtype for each in others(QWEN)} == {"auto", "fp8"}
+    assert {each.kv_cache_dtype for each in others(QWEN, "Standard_NC24ads_A100_v4")} == {"auto"}
+    back = others(QWEN, options={"kv_cache_dtype": "fp8"})
+    assert [each.kv_cache_dtype for each in back if each.chosen] == ["fp8"]
+    assert {each.kv_cache_dtype for each in back} == {"auto", "fp8"}
+
+
+def test_stages_that_were_asked_for_are_shown_and_others_only_where_they_gain() -> None:
+    asked = others(tensor_parallel_size=4, pipeline_parallel_size=2)
+    assert [each.pipeline_parallel_size for each in asked if each.chosen] == [2]
+    assert {each.pipeline_parallel_size for each in others()} == {1}, "four GPUs split by tensors hold as much"
+
+
+def test_a_layout_that_is_too_small_for_the_context_says_what_it_holds() -> None:
+    (short,) = [each for each in others() if not each.fits and each.kv_cache_dtype == "auto"]
+    assert short.longest_max_model_len < short.max_model_len
+    assert f"only {short.longest_max_model_len:,}" in short.trade
+
+
+def test_a_price_that_is_not_known_is_no_number() -> None:
+    found = others(vm="Standard_ND96isr_H200_v5")
+    assert {each.replica_per_hour for each in found} == {None}
+    assert not any("$" in each.trade for each in found)

@@ -3,15 +3,67 @@
 from __future__ import annotations
 
 import json
+import math
 import re
+from pathlib import Path
+from typing import Any
 
 import pytest
 
-from planning import report
+from planning import catalogue, report, report_page
 from planning.plan import StackPlan, read_and_decide
 from planning.settings import from_file
 
 ANSI = "\x1b["
+SCHEMA = json.loads((Path(__file__).parents[2] / "docs" / "report.schema.json").read_text())
+STACKS = ("prod", "dev", "sandbox")
+NUMBER = re.compile(r"\d[\d,]*(?:\.\d+)?")
+
+
+def plans() -> list[tuple[str, StackPlan]]:
+    """Every stack of the project, and every preset in one."""
+    found = [(stack, read_and_decide(from_file(stack))) for stack in STACKS]
+    for name in catalogue.preset_names():
+        overrides = [f"preset={name}", f"vm-size={catalogue.preset(name).default_vm_size}", "max-model-len=4096"]
+        found.append((name, read_and_decide(from_file("dev", overrides=overrides))))
+    return found
+
+
+def breaches(value: Any, schema: dict[str, Any], path: str = "$") -> list[str]:
+    """Where a value is not what those words of JSON Schema ask that the file uses."""
+    classes = {"object": dict, "array": list, "string": str, "boolean": bool, "integer": int, "number": (int, float)}
+    kinds = schema.get("type", [])
+    kinds = [kinds] if isinstance(kinds, str) else kinds
+    if kinds and not any(value is None if kind == "null" else isinstance(value, classes[kind]) for kind in kinds):
+        return [f"{path}: {value!r} is not {kinds}"]
+    found = [] if value in schema.get("enum", [value]) else [f"{path}: {value!r}"]
+    if isinstance(value, dict):
+        properties = schema.get("properties", {})
+        found += [f"{path}.{key} is missing" for key in schema.get("required", []) if key not in value]
+        if schema.get("additionalProperties") is False:
+            found += [f"{path}.{key} is not documented" for key in value if key not in properties]
+        for key in properties.keys() & value.keys():
+            found += breaches(value[key], properties[key], f"{path}.{key}")
+    if isinstance(value, list) and "items" in schema:
+        found += [line for at, item in enumerate(value) for line in breaches(item, schema["items"], f"{path}[{at}]")]
+    return found
+
+
+def numbers(text: str) -> set[str]:
+    return {number.replace(",", "").rstrip(".") for number in NUMBER.findall(text)}
+
+
+def written_numbers(value: Any) -> set[str]:
+    """Every number of a JSON document in the ways that a report writes it."""
+    if isinstance(value, dict):
+        return {number for key, item in value.items() for number in (*numbers(key), *written_numbers(item))}
+    if isinstance(value, list):
+        return {number for item in value for number in written_numbers(item)}
+    if isinstance(value, str):
+        return numbers(value)
+    if isinstance(value, int | float) and not isinstance(value, bool):
+        return {f"{value:.0f}", f"{value:.1f}", f"{value:.2f}", str(math.ceil(value / 60))}
+    return set()
 
 
 @pytest.fixture(scope="module")
@@ -59,11 +111,72 @@ def test_text_and_markdown_say_what_is_decided(prod: StackPlan) -> None:
         assert " ".join(model.rollout.drain_consequence.split()) in flowing
 
 
+def test_what_one_form_says_the_others_say_too() -> None:
+    for name, plan in plans():
+        text = report.as_text(plan, 120).partition("\nNext ")[0]
+        for model in plan.models:
+            text = text.replace((model.revision or "")[:12], "")  # a commit is shortened
+        shown = numbers(text)
+        assert shown - numbers(report.as_markdown(plan)) == set(), f"{name}: Markdown lacks these numbers"
+        document = report.as_json(plan)
+        places = {str(number) for number in range(len(document["findings"]) + 1)}  # findings are numbered
+        month = {"730"}
+        assert shown - written_numbers(document) - places - month == set(), f"{name}: JSON lacks these numbers"
+
+
+def test_json_is_as_its_schema_says() -> None:
+    for name, plan in plans():
+        document = json.loads(json.dumps(report.as_json(plan), allow_nan=False))
+        assert breaches(document, SCHEMA) == [], name
+
+
+def test_a_document_that_lacks_a_key_or_has_one_more_breaks_the_schema(prod: StackPlan) -> None:
+    document = report.as_json(prod)
+    del document["cost"]
+    document["extra"] = 1
+    assert set(breaches(document, SCHEMA)) >= {"$.cost is missing", "$.extra is not documented"}
+
+
+def test_the_verdict_comes_before_everything_else(prod: StackPlan) -> None:
+    for written in (report.as_text(prod, 100), report.as_markdown(prod)):
+        flowing = " ".join(written.split())
+        order = ["Deployable after 2 steps.", "an update is no outage", "weights", "chosen: 2 × TP 4", "Start-up"]
+        order += ["keeps serving all the while", "an hour, ", "vCPUs", "--tensor-parallel-size", "Still to do", "curl"]
+        places = [flowing.index(words) for words in order]
+        assert places == sorted(places)
+
+
+@pytest.mark.parametrize("width", [80, 100, 120])
+def test_the_table_of_layouts_keeps_its_figures_whole(prod: StackPlan, width: int) -> None:
+    lines = report.as_text(prod, width).splitlines()
+    for found in report_page.other_layouts(prod, prod.models[0]):
+        figures = [
+            f"{found.kv_cache_tokens:,}",
+            f"{found.kv_cache_tokens_per_node:,}",
+            f"{found.longest_max_model_len:,}",
+        ]
+        price = f"${found.replica_per_hour:,.2f}"
+        row = [line for line in lines if line.lstrip("▸ ").startswith(f"{report_page.layout_name(found)} ")]
+        assert any(all(figure in line.split() for figure in (*figures, price)) for line in row), found
+    assert sum(line.startswith(" ▸ 2 × TP 4") for line in lines) == 1, "the chosen one is marked"
+
+
 def test_the_bar_is_as_long_as_the_gpus_memory_whatever_the_width(prod: StackPlan) -> None:
-    for width in (20, 44, 72):
-        bar, legend = report._bar(prod.models[0], width)
+    for width in (44, 72):
+        bar, *legend = report_page._memory(prod.models[0], width).lines
         assert sum(len(glyphs) for glyphs, _ in bar) == width
-        assert len(bar) == len(legend)
+        assert len({glyphs[0] for glyphs, _ in bar}) == len(bar)
+        said = "".join(words for line in legend for words, _ in line)
+        assert all(glyphs[0] in said for glyphs, _ in bar), "every part has its words"
+
+
+def test_the_stages_of_a_start_follow_each_other(prod: StackPlan) -> None:
+    _, *stages, _ = report_page._startup(prod.models[0], 60).lines
+    ends = 0
+    for (_, _), (space, _), (bar, _) in stages:
+        assert abs(len(space) - ends) <= 1, "a stage begins where the one before ends"
+        ends = len(space) + len(bar)
+    assert ends == 60 - 16
 
 
 def test_the_command_line_can_be_pasted(prod: StackPlan) -> None:
@@ -71,14 +184,9 @@ def test_the_command_line_can_be_pasted(prod: StackPlan) -> None:
 
     words = [*prod.models[0].command, *prod.models[0].args]
     for width in (40, 80, 200):
-        assert shlex.split(report._command(words, width).replace("\\\n", " ")) == words
-    assert shlex.split(report._command(["vllm", "serve", "a b", "--x", '{"k": 1}'], 20).replace("\\\n", " ")) == [
-        "vllm",
-        "serve",
-        "a b",
-        "--x",
-        '{"k": 1}',
-    ]
+        assert shlex.split(report_page.command(words, width).replace("\\\n", " ")) == words
+    quoted = ["vllm", "serve", "a b", "--x", '{"k": 1}']
+    assert shlex.split(report_page.command(quoted, 20).replace("\\\n", " ")) == quoted
 
 
 def test_json_is_the_whole_plan_in_plain_values(prod: StackPlan) -> None:

@@ -1,0 +1,433 @@
+"""What the report says, in order, before it is drawn for a terminal or written as Markdown."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from planning import catalogue
+from planning.findings import Finding, Severity
+from planning.parallelism import Alternative, alternatives
+
+if TYPE_CHECKING:
+    from planning.plan import ModelPlan, StackPlan
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rows:
+    """What is said by key; a value's lines are kept, long ones are wrapped."""
+
+    rows: tuple[tuple[str, str], ...]
+    code: bool = False  # to be copied as it is
+
+
+@dataclass(frozen=True, kw_only=True)
+class Table:
+    """Rows under a header, one of them marked; words on the left, figures from the third column on; `notes` below."""
+
+    title: str
+    about: str
+    header: tuple[str, ...]
+    rows: tuple[tuple[str, ...], ...]
+    marked: int
+    notes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Drawing:
+    """Lines of (glyphs, style) for a monospaced font, with the key of a row."""
+
+    title: str
+    lines: tuple[tuple[tuple[str, str], ...], ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Section:
+    """A heading, a line under it, and what follows."""
+
+    title: str
+    blocks: tuple[Rows | Table | Drawing, ...]
+    about: str = ""
+
+
+HEADER = (
+    "a full node",
+    "KV cache",
+    "tokens, replica",
+    "tokens, node",
+    "at once, node",
+    "longest",
+    "during update",
+    "replica, hour",
+)
+
+
+def other_layouts(plan: StackPlan, model: ModelPlan) -> tuple[Alternative, ...]:
+    """The model's alternatives, at the price of the stack's region."""
+    vm = catalogue.vm_size(model.layout.vm_size)
+    return alternatives(
+        model.preset.architecture,
+        vm,
+        layout=model.layout,
+        memory=model.memory,
+        options=model.asked,
+        price_per_hour=vm.price_per_hour.get(plan.cluster.location),
+    )
+
+
+def sections(plan: StackPlan, width: int = 72, code_width: int = 100) -> list[Section]:
+    """The page without its head, findings and next steps; drawings fit `width` columns, commands `code_width`."""
+    runs = [_runs(model, code_width, several=len(plan.models) > 1) for model in plan.models]
+    return [*(_model(plan, model, width) for model in plan.models), _nodes(plan), *runs]
+
+
+def status(plan: StackPlan) -> str:
+    """Whether it can be deployed."""
+    steps = sum(finding.severity is Severity.STEP for finding in plan.findings)
+    return f"Deployable after {count(steps, 'step')}." if steps else "Deployable."
+
+
+def verdict(plan: StackPlan) -> list[str]:
+    """The answer before its reasons: a sentence for each model and one for the price."""
+    lines = []
+    for model in plan.models:
+        layout, memory = model.layout, model.memory
+        serving = "an outage" if model.rollout.update_outage_minutes else "no outage"
+        lines.append(
+            f"{model.name}: {count(layout.replicas, 'replica')} × {count(layout.gpus_per_replica, 'GPU')} hold "
+            f"{memory.max_concurrency:.1f} requests of {memory.max_model_len:,} tokens each; an update is {serving}; "
+            f"first answer about {duration(model.startup.total_seconds)} after the node is asked for."
+        )
+    nodes = count(sum(pool.count for pool in plan.gpu_pools), "GPU node")
+    hourly = plan.cost.gpu_pools_per_hour
+    return [*lines, f"{nodes}: " + ("price not known." if hourly is None else f"${hourly:,.2f} an hour.")]
+
+
+def findings_by_kind(plan: StackPlan) -> list[tuple[str, list[Finding]]]:
+    """What is to do, to beware of and to know, with a title each."""
+    titles = {
+        Severity.STEP: "Still to do before `pulumi up`",
+        Severity.WARNING: "Warnings",
+        Severity.NOTE: "Good to know",
+    }
+    grouped = [(title, [f for f in plan.findings if f.severity is kind]) for kind, title in titles.items()]
+    return [(title, findings) for title, findings in grouped if findings]
+
+
+def first_steps(plan: StackPlan) -> list[str]:
+    """What to type to get the stack up."""
+    steps = any(finding.severity is Severity.STEP for finding in plan.findings)
+    # In production an update, simulated or not, is refused until everything is pinned.
+    tryout = [f"make up STACK={plan.stack}   # on this machine, with a simulated Azure and no GPU"]
+    return [
+        *(tryout if plan.environment == "development" or not steps else []),
+        f"pulumi stack init {plan.stack}   # once; see docs/deploy.md",
+        *(["# the steps above"] if steps else []),
+        f"pulumi preview --stack {plan.stack}",
+        f"pulumi up --stack {plan.stack}",
+    ]
+
+
+def next_steps(plan: StackPlan) -> str:
+    """What to type once the stack is up: a first answer, a change, the removal. Holds no secret."""
+    model, stack = plan.models[0], plan.stack
+    path = "aks-vllm:max-model-len" if model.name == "model" else f"--path aks-vllm:models.{model.name}.max-model-len"
+    key = path.rpartition(":")[2]
+    shorter = max(1, model.memory.max_model_len // 2)
+    other = model.memory.longest_max_model_len if model.memory.longest_max_model_len > model.memory.max_model_len else 0
+    length = min(other, 2 * model.memory.max_model_len) or shorter
+    forwards = [f"kubectl -n {plan.namespace} port-forward service/{each.name} {each.port}" for each in plan.models]
+    unprotect = [
+        "# cluster and resource group are protected: first",
+        f"pulumi config set aks-vllm:protect false --stack {stack}",
+        f"pulumi up --stack {stack}",
+    ]
+    # No line is longer than a small terminal: commands that wrap cannot be copied.
+    parts = {
+        "A first answer": [
+            f"pulumi stack output kubeconfig --show-secrets --stack {stack} > kubeconfig",
+            "export KUBECONFIG=$PWD/kubeconfig   # kubelogin signs you in",
+            *forwards[:1],
+            *(f"# or {forward}" for forward in forwards[1:5]),
+            "# in a second terminal:",
+            f"curl -s http://localhost:{model.port}/v1/chat/completions \\",
+            "  -H 'Content-Type: application/json' \\",
+            f'  -d \'{{"model": "{model.served_model_name}",',
+            """       "messages": [{"role": "user", "content": "Say hello."}]}'""",
+        ],
+        "Change the model": [
+            "# what it would mean, without doing it:",
+            f'make plan STACK={stack} SET="{key}={length}"',
+            f"pulumi config set {path} {length} --stack {stack}",
+            f"pulumi up --stack {stack}",
+            "make presets   # other models: set preset the same way",
+        ],
+        "Remove everything": [
+            *(unprotect if plan.cluster.protect else []),
+            f"pulumi destroy --stack {stack}",
+            f"pulumi stack rm {stack}",
+        ],
+    }
+    text = [f"# aks-vllm, stack {stack}"]
+    for title, commands in parts.items():
+        text += ["", f"## {title}", "", *(f"    {command}" for command in commands)]
+    return "\n".join(text) + "\n"
+
+
+def unused_gib(model: ModelPlan) -> float:
+    """What of one GPU's memory vLLM leaves alone."""
+    memory = model.memory
+    return memory.gpu_memory_gib - sum(gib for _, _, _, gib in _shares(model))
+
+
+def startup_stages(model: ModelPlan) -> dict[str, int]:
+    """Seconds of each stage, in order."""
+    startup = model.startup
+    return {
+        "node": startup.node_seconds,
+        "image": startup.image_seconds,
+        "weights": startup.weights_seconds,
+        "load": startup.load_seconds,
+        "compile": startup.compile_seconds,
+        "graphs": startup.graphs_seconds,
+    }
+
+
+def probe_seconds(model: ModelPlan) -> int:
+    """How long a start may take before the replica is killed."""
+    return model.startup.startup_probe_period_seconds * model.startup.startup_probe_failure_threshold
+
+
+def _model(plan: StackPlan, model: ModelPlan, width: int) -> Section:
+    layout, memory, rollout, preset = model.layout, model.memory, model.rollout, model.preset
+    revision = f"at {model.revision[:12]}" if model.revision else "at its newest commit, not pinned"
+    stages = f" and pipeline parallel size {layout.pipeline_parallel_size}" if layout.pipeline_parallel_size > 1 else ""
+    room = memory.longest_max_model_len
+    longer = "the longest that fits" if room <= memory.max_model_len else f"up to {room:,} fit"
+    if memory.max_model_len == preset.architecture.native_context:
+        longer = "as many as the model was made for"
+    return Section(
+        title=f"{model.name} · {preset.name}",
+        about=f"{preset.model_id} {revision}, {preset.architecture.dtype}, licence {preset.license}"
+        f"{', gated' if preset.gated else ''}; clients call it {model.served_model_name}",
+        blocks=(
+            _memory(model, width),
+            Rows(
+                rows=(
+                    (
+                        "KV cache",
+                        f"{memory.kv_cache_tokens:,} tokens in each replica: {memory.max_concurrency:.1f} requests of "
+                        f"full length at once, {memory.max_concurrency * layout.replicas:.1f} in all",
+                    ),
+                    ("Context", f"{memory.max_model_len:,} tokens, prompt and answer; {longer}"),
+                    (
+                        "Layout",
+                        f"{count(layout.replicas, 'replica')} × {count(layout.gpus_per_replica, 'GPU')} (tensor "
+                        f"parallel size {layout.tensor_parallel_size}{stages}) on {layout.vm_size}, "
+                        f"{layout.replicas_per_node} to a node\n{layout.reason}",
+                    ),
+                )
+            ),
+            _alternatives(other_layouts(plan, model)),
+            _startup(model, width),
+            Rows(rows=(("Update", rollout.update_consequence), ("Node drain", rollout.drain_consequence))),
+        ),
+    )
+
+
+def _shares(model: ModelPlan) -> tuple[tuple[str, str, str, float], ...]:
+    """(glyph, style, words, GiB) of what vLLM takes of one GPU."""
+    memory = model.memory
+    return (
+        ("█", "blue", "weights", memory.weights_gib),
+        ("▓", "yellow", "activations", memory.activation_gib),
+        ("▚", "red", "communication", memory.non_torch_gib),
+        ("▒", "magenta", "CUDA graphs", memory.cuda_graph_gib),
+        ("░", "green", "KV cache", memory.available_kv_gib),
+    )
+
+
+def _memory(model: ModelPlan, width: int) -> Drawing:
+    """One GPU's memory as a bar, with its legend in as many lines as it needs."""
+    total = model.memory.gpu_memory_gib
+    shares = (*_shares(model), ("·", "dim", "unused", unused_gib(model)))
+    columns = min(width, 72)
+    bar, drawn, sofar = [], 0, 0.0
+    for glyph, style, _, gib in shares:
+        sofar += max(0.0, gib)
+        upto = min(columns, max(drawn + 1, round(columns * sofar / total)))
+        bar.append((glyph * (upto - drawn), style))
+        drawn = upto
+    lines: list[list[tuple[str, str]]] = [[]]
+    column = 0
+    for glyph, style, words, gib in shares:
+        words = f"{words} {gib:.1f}" if glyph != "·" else f"{words} {gib:.1f}, of {total:.1f} GiB"
+        if column and column + len(words) + 4 > columns:
+            lines.append([])
+            column = 0
+        lines[-1] += [("  " if column else "", ""), (f"{glyph} ", style), (words, "")]
+        column += len(words) + (4 if column else 2)
+    return Drawing(title="Each GPU", lines=(tuple(bar), *map(tuple, lines)))
+
+
+def _startup(model: ModelPlan, width: int) -> Drawing:
+    """The stages of a start on a new node, each beginning where the one before ends."""
+    startup, stages = model.startup, startup_stages(model)
+    columns = min(width, 72) - 16
+    per_column = startup.total_seconds / columns
+    lines = [((f"about {duration(startup.total_seconds)} on a new node", ""),)]
+    begun = 0
+    for name, seconds in stages.items():
+        left = min(columns - 1, round(begun / per_column))
+        length = max(1, min(columns, round((begun + seconds) / per_column)) - left)
+        style = "cyan" if name in ("node", "image") else "blue"
+        lines.append(((f"{name:<8}{duration(seconds):>6}  ", ""), (" " * left, ""), ("■" * length, style)))
+        begun += seconds
+    lines.append(((f"about {duration(startup.restart_seconds)} on a node that is there", ""),))
+    return Drawing(title="Start-up", lines=tuple(lines))
+
+
+def layout_name(found: Alternative) -> str:
+    """Replicas of a full node and their split, as in 2 × TP 4."""
+    stages = f" PP {found.pipeline_parallel_size}" if found.pipeline_parallel_size > 1 else ""
+    return f"{found.replicas_per_node} × TP {found.tensor_parallel_size}{stages}"
+
+
+def _alternatives(found: Sequence[Alternative]) -> Table:
+    rows = [
+        (
+            layout_name(each),
+            each.kv_cache_dtype,
+            f"{each.kv_cache_tokens:,}",
+            f"{each.kv_cache_tokens_per_node:,}",
+            f"{each.max_concurrency_per_node:.1f}" if each.fits else "too long",
+            f"{each.longest_max_model_len:,}",
+            "serving" if each.keeps_serving else "outage",
+            "not known" if each.replica_per_hour is None else f"${each.replica_per_hour:,.2f}",
+        )
+        for each in found
+    ]
+    marked = next(index for index, each in enumerate(found) if each.chosen)
+    chosen = found[marked]
+    # The next smaller, the next larger and the other KV cache dtype: one change at a time.
+    alike = [each for each in found if each.kv_cache_dtype == chosen.kv_cache_dtype]
+    place = alike.index(chosen)
+    near = [*alike[max(0, place - 1) : place], *alike[place + 1 : place + 2]]
+    near += [each for each in found if layout_name(each) == layout_name(chosen) and each not in alike]
+    notes = (f"{layout_name(each)}{'' if each in alike else f', KV cache {each.kv_cache_dtype}'}" for each in near)
+    return Table(
+        title="Layouts",
+        about=f"what a full node could hold, {found[0].max_model_len:,} tokens a request; "
+        f"chosen: {layout_name(chosen)}, KV cache {chosen.kv_cache_dtype}",
+        header=HEADER,
+        rows=tuple(rows),
+        marked=marked,
+        notes=tuple(f"{name}: {each.trade}" for name, each in zip(notes, near, strict=True)),
+    )
+
+
+def _runs(model: ModelPlan, width: int, *, several: bool) -> Section:
+    """The container, complete."""
+    startup, rollout, resources = model.startup, model.rollout, model.resources
+    return Section(
+        title=f"What runs: {model.name}" if several else "What runs",
+        blocks=(
+            Rows(
+                rows=(
+                    ("Command", command([*model.command, *model.args], width)),
+                    ("Environment", wrapped([f"{key}={value}" for key, value in sorted(model.env.items())], width)),
+                ),
+                code=True,
+            ),
+            Rows(
+                rows=(
+                    ("Image", model.image.reference),
+                    (
+                        "Pod",
+                        f"{count(resources.gpus, 'GPU')}, {resources.cpu} CPUs, {resources.memory_gib} GiB memory "
+                        f"({resources.shm_gib} of it /dev/shm), disk {resources.weights_gib} GiB weights and "
+                        f"{resources.cache_gib} GiB caches",
+                    ),
+                    (
+                        "Limits",
+                        f"start-up probe {duration(probe_seconds(model))}, progress deadline "
+                        f"{duration(startup.progress_deadline_seconds)}, Pulumi waits "
+                        f"{startup.pulumi_timeout_minutes} min; a stopping replica may finish answers for "
+                        f"{duration(rollout.shutdown_timeout_seconds)}",
+                    ),
+                )
+            ),
+        ),
+    )
+
+
+def _nodes(plan: StackPlan) -> Section:
+    cost = plan.cost
+    pools = [
+        f"{pool.name}: {count(pool.count, 'node')}"
+        + (f", the autoscaler may make it {pool.min_count} to {pool.max_count}" if pool.autoscale else "")
+        + f" of {pool.vm_size}, {count(pool.gpus_per_node, 'GPU')} each"
+        for pool in plan.gpu_pools
+    ]
+    system = plan.cluster.system_pool
+    if cost.gpu_pools_per_hour is None or cost.gpu_pools_per_month is None:
+        price = f"not known for {plan.cluster.location}"
+    else:
+        price = (
+            f"${cost.gpu_pools_per_hour:,.2f} an hour, ${cost.gpu_pools_per_month:,.0f} a month of 730 hours "
+            f"for the GPU nodes\nlist price of {cost.price_region}, {cost.price_date}; system nodes, control plane, "
+            "disks and traffic come on top"
+        )
+    quota = [f"{need.vcpus} vCPUs of {need.family} ({need.nodes} × {need.vm_size})" for need in plan.quota]
+    quota.append(f"{quota_vcpus(plan)} vCPUs in all in {plan.cluster.location}")
+    cluster = (
+        f"{plan.names.cluster} in {plan.names.resource_group}, Kubernetes {plan.cluster.kubernetes_version}, "
+        f"tier {plan.cluster.sku_tier}, {system.count} × {system.vm_size} for the system, "
+        f"{'protected' if plan.cluster.protect else 'not protected'} against deletion"
+    )
+    rows = (("GPU pools", "\n".join(pools)), ("Price", price), ("Quota", "\n".join(quota)), ("Cluster", cluster))
+    return Section(title="Nodes and price", blocks=(Rows(rows=rows),))
+
+
+def quota_vcpus(plan: StackPlan) -> int:
+    """What the region's own quota must have left."""
+    return sum(need.vcpus for need in plan.quota)
+
+
+def command(words: Sequence[str], width: int) -> str:
+    """The command line, an option and its value together, broken so that it can be pasted into a shell."""
+    groups: list[str] = []
+    for word in words:
+        if word.startswith("--") or not any(group.startswith("--") for group in groups):
+            groups.append(shlex.quote(word))
+        else:
+            groups[-1] += f" {shlex.quote(word)}"
+    return wrapped(groups, width - 2, " \\")
+
+
+def wrapped(groups: Iterable[str], width: int, mark: str = "") -> str:
+    """Groups that stay whole, on lines of so many columns; the second line on are set in by two."""
+    lines: list[str] = []
+    for group in groups:
+        if lines and len(lines[-1]) + 1 + len(group) <= width - len(mark):
+            lines[-1] += f" {group}"
+        else:
+            lines.append(group if not lines or not mark else f"  {group}")
+    return f"{mark}\n".join(lines)
+
+
+def count(number: int, noun: str) -> str:
+    """A number and its noun, in the plural where it is not one."""
+    return f"{number} {noun}{'' if number == 1 else 's'}"
+
+
+def minutes(seconds: int) -> int:
+    """Whole minutes that are not too few."""
+    return -(-seconds // 60)
+
+
+def duration(seconds: int) -> str:
+    """Seconds, or from 90 on minutes."""
+    return f"{seconds} s" if seconds < 90 else f"{minutes(seconds)} min"
