@@ -5,11 +5,17 @@ from __future__ import annotations
 import argparse
 import sys
 
-from bench import growth, planner, program, up
+from bench import accuracy, growth, planner, program, up
 from bench.figure import Figure, table
 
-SECTIONS = {"planner": planner.figures, "program": program.figures, "growth": growth.figures, "up": up.figures}
-DEFAULT = ("planner", "program", "growth")
+SECTIONS = {
+    "accuracy": accuracy.figures,
+    "planner": planner.figures,
+    "program": program.figures,
+    "growth": growth.figures,
+    "up": up.figures,
+}
+DEFAULT = ("accuracy", "planner", "program", "growth")
 
 
 def main() -> int:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 from planning.kv_cache import Cache
@@ -17,9 +18,6 @@ DTYPE_BYTES = {"bfloat16": 2, "float16": 2}
 
 #: Rotary embeddings whose table has a row for each of max_position_embeddings.
 PLAIN_ROPE = {None, "default", "llama3", "proportional"}
-
-#: Positions that a rotary table of multimodal models covers, in multiples of the context. Source: vLLM's MRoPE.
-MULTIMODAL_ROPE = 4
 
 
 class NotModelledError(Exception):
@@ -58,7 +56,8 @@ class Architecture:
     output: Tensor
     last: tuple[Tensor, ...]  # norms behind the last layer
     encoder: tuple[Tensor, ...] = ()  # vision and audio towers with their projectors
-    rope_bytes: int = 0  # rotary tables, whole on every GPU
+    rope_bytes: int = 0  # rotary tables over the context, whole on every GPU
+    multimodal_rope: bool = False  # positions have three parts; older engines keep longer tables for them
     experts: int = 0
     experts_per_token: int = 0
     moe_intermediate_size: int = 0
@@ -71,12 +70,12 @@ class Architecture:
     weights_trust: str = "exact"
     encoder_trust: str = "exact"
 
-    @property
+    @cached_property
     def caches(self) -> tuple[Cache, ...]:
         """Every cache of every layer."""
         return tuple(cache for layer in self.stack for cache in layer.caches)
 
-    @property
+    @cached_property
     def checkpoint_bytes(self) -> int:
         """Bytes of the weights that the engine loads, in the checkpoint's formats."""
         tables = [self.embedding] if self.tied_embeddings else [self.embedding, self.output]
@@ -208,7 +207,6 @@ def assemble(
     last = (Tensor("norm", ((1, c.hidden),), 1), *last)
     per_token = (experts_per_token or _experts_per_token(c)) if experts else 0
     wide = per_token * expert_width
-    rows = context * (MULTIMODAL_ROPE if "mrope_section" in c.rope() else 1)
     tensors = [tensor for layer in stack for tensor in layer.tensors]
     everything = [*tensors, embedding, *([] if tied else [output]), *last, *encoder]
     formats = list(dict.fromkeys(tensor.format for tensor in tensors if tensor.format.name not in ("bf16", "fp32")))
@@ -232,7 +230,8 @@ def assemble(
         output=output,
         last=last,
         encoder=encoder,
-        rope_bytes=sum(rows * dim for dim in rope_dims) * DTYPE_BYTES[c.dtype],
+        rope_bytes=context * sum(rope_dims) * DTYPE_BYTES[c.dtype],
+        multimodal_rope="mrope_section" in c.rope(),
         experts=experts,
         experts_per_token=per_token,
         moe_intermediate_size=expert_width if experts else 0,

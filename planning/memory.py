@@ -121,6 +121,7 @@ class Constants:
     null_blocks: int
     tokens_by_concurrency: bool
     vocabulary_multiple: int
+    multimodal_rope: int
     allocator: Allocator
     format_error: Mapping[str, float]  # share of the weights by trust
     context_gib: float
@@ -173,6 +174,7 @@ def constants(version: str) -> Constants:
         null_blocks=value("null-blocks"),
         tokens_by_concurrency=value("tokens-by-concurrency"),
         vocabulary_multiple=value("vocabulary-multiple"),
+        multimodal_rope=value("multimodal-rope"),
         allocator=Allocator(
             from_bytes=allocator["from-mib"] * MIB,
             multiple=allocator["multiple-mib"] * MIB,
@@ -223,6 +225,7 @@ def highest_utilization(gpu_memory_gib: float, engine_version: str = "0.33.0") -
     return math.floor(100 * (1 - constants(engine_version).context_gib / gpu_memory_gib)) / 100
 
 
+@lru_cache(maxsize=4096)
 def _splits_badly(architecture: Architecture, size: int, expert: int = 1) -> str:
     """Why a model cannot be split by this tensor parallel size; empty if it can."""
     if architecture.heads % size:
@@ -283,7 +286,16 @@ def memory_plan(
         for stage, size in enumerate(layout.bytes_per_block):
             last = stage == stages - 1
             weights = (
-                stage_bytes(architecture, tensor, expert, stage, stages, known.vocabulary_multiple, known.allocator)
+                stage_bytes(
+                    architecture,
+                    tensor,
+                    expert,
+                    stage,
+                    stages,
+                    known.vocabulary_multiple,
+                    known.multimodal_rope,
+                    known.allocator,
+                )  # fmt: skip
                 / GIB
                 if weights_gib is None
                 else weights_gib

@@ -291,6 +291,7 @@ def stage_bytes(
     stage: int,
     stages: int,
     vocabulary_multiple: int,
+    multimodal_rope: int,
     allocator: Allocator,
 ) -> int:
     """Bytes of one GPU's weights in a pipeline stage, with rotary tables and the allocator's rounding.
@@ -299,7 +300,7 @@ def stage_bytes(
     """
     counts = stage_layers(architecture.layers, stages)
     begin = sum(counts[:stage])
-    total = architecture.rope_bytes
+    total = architecture.rope_bytes * (multimodal_rope if architecture.multimodal_rope else 1)
     for layer, number in Counter(architecture.stack[begin : begin + counts[stage]]).items():
         total += number * gpu_bytes(layer.tensors, tensor, expert, allocator)
     first, last = stage == 0, stage == stages - 1

@@ -200,7 +200,9 @@ def test_stages_hold_every_weight_and_splits_leave_none_out(name: str) -> None:
 
     def total(tensor: int, stages: int) -> int:
         return sum(
-            stage_bytes(shape, tensor, 1, stage, stages, known.vocabulary_multiple, known.allocator)
+            stage_bytes(
+                shape, tensor, 1, stage, stages, known.vocabulary_multiple, known.multimodal_rope, known.allocator
+            )
             for stage in range(stages)
         )
 
