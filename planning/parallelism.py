@@ -31,8 +31,8 @@ LEAST_CONCURRENCY = 2
 #: A context that is lowered to fit is a multiple of this many tokens, and never less.
 CONTEXT_STEP = 1024
 
-#: Stages answer one request no faster than one GPU does, so they stand beside tensor parallelism on as many
-#: GPUs only where they hold this many times its tokens (a latent KV cache is copied to every GPU of a tensor split).
+#: Stages answer one request no faster than one GPU does, so they stand beside a tensor split of as many GPUs only where
+#: that holds no batch, and they this many times its tokens (a tensor split copies a latent KV cache to each GPU).
 STAGES_GAIN = 1.1
 
 #: The first compute capability that calculates in fp8: https://docs.nvidia.com/cuda/cuda-programming-guide (Ada)
@@ -148,12 +148,15 @@ def alternatives(
                 if plan is not None and plan.longest_max_model_len >= CONTEXT_STEP:
                     plans[tensor, stages, plan.kv_cache_dtype] = plan
     plans[decided] = memory
-    best: dict[tuple[int, str], int] = {}  # tokens of the fewest stages, by GPUs and KV cache dtype
+    best: dict[tuple[int, str], MemoryPlan] = {}  # of the fewest stages that are worth it, by GPUs and KV cache dtype
     kept = []
     for (tensor, stages, dtype), plan in sorted(plans.items(), key=lambda item: item[0][1]):
+        alike = plans.get((tensor, stages, memory.kv_cache_dtype))
+        if alike is not None and alike is not plan and alike.kv_cache_tokens == plan.kv_cache_tokens:
+            continue  # attention that stores its own format whatever is asked
         known = best.get((tensor * stages, dtype))
-        if known is None or plan.kv_cache_tokens >= STAGES_GAIN * known or plan is memory:
-            best[tensor * stages, dtype] = max(known or 0, plan.kv_cache_tokens)
+        if known is None or plan is memory or _worth_stages(plan, known):
+            best[tensor * stages, dtype] = plan
             kept.append(plan)
     chosen = _alternative(vm, memory, price_per_hour, None, layout.reason)
     found = [
@@ -161,6 +164,13 @@ def alternatives(
         for plan in sorted(kept, key=lambda plan: _order(plan, memory))
     ]
     return tuple(found)
+
+
+def _worth_stages(plan: MemoryPlan, fewer: MemoryPlan) -> bool:
+    """Whether more stages hold what fewer on as many GPUs do not."""
+    return (
+        fewer.max_concurrency < COMFORTABLE_CONCURRENCY and plan.kv_cache_tokens >= STAGES_GAIN * fewer.kv_cache_tokens
+    )
 
 
 def _order(plan: MemoryPlan, chosen: MemoryPlan) -> tuple[bool, int, int]:
@@ -172,7 +182,7 @@ def _order(plan: MemoryPlan, chosen: MemoryPlan) -> tuple[bool, int, int]:
 def _kv_cache_dtypes(architecture: Architecture, vm: VmSize, options: EngineOptions) -> tuple[str | None, ...]:
     """The dtype as decided, and the other one of auto and fp8, where the GPU calculates in it."""
     dtype = options.kv_cache_dtype
-    if architecture.kv_cache_dtype == "fp8" and not dtype:
+    if architecture.kv_cache_dtype == "fp8" and dtype in (None, "auto"):
         return (dtype,)
     if dtype and dtype.startswith("fp8"):
         return dtype, None

@@ -16,7 +16,6 @@ if TYPE_CHECKING:
     from planning.plan import StackPlan
 
 LABEL = 13  # columns of the words on the left
-TABLE_WIDTH = 78  # with fewer columns figures would be broken: rows are sentences then
 STYLES = {Severity.STEP: "bold yellow", Severity.WARNING: "bold red", Severity.NOTE: "bold"}
 
 
@@ -72,9 +71,10 @@ def _block(console: Console, block: page.Rows | page.Table | page.Drawing) -> No
         _rows(console, [(label, Text(text)) for label, text in block.rows])
     else:
         _rows(console, [(block.title, Text(block.about))])
-        if console.width >= TABLE_WIDTH:
-            _table(console, block)
-        else:
+        table = Padding(_table(block), (0, 0, 0, 1))
+        if console.measure(table, options=console.options.update(width=9999)).minimum <= console.width:
+            console.print(table)
+        else:  # figures would be broken
             _rows(console, [("", Text(_sentence(block, at))) for at in range(len(block.rows))])
         _rows(console, [("", Text(note)) for note in block.notes])
 
@@ -88,14 +88,16 @@ def _rows(console: Console, pairs: list[tuple[str, Text]]) -> None:
     console.print(Padding(grid, (0, 0, 0, 1)))
 
 
-def _table(console: Console, block: page.Table) -> None:
+def _table(block: page.Table) -> Table:
     table = Table(box=None, padding=(0, 1, 0, 0), header_style="dim")
-    for at, title in enumerate(("", *block.header)):
-        table.add_column(title, justify="right" if at > 2 else "left", vertical="bottom")
+    table.add_column("", width=1)
+    for at, title in enumerate(block.header):
+        widest = max(len(row[at]) for row in block.rows)
+        table.add_column(title, justify="right" if at > 1 else "left", vertical="bottom", min_width=widest)
     for at, row in enumerate(block.rows):
         mark = "▸" if at == block.marked else ""
-        table.add_row(mark, *(Text(cell, no_wrap=True) for cell in row), style="bold" if mark else "")
-    console.print(Padding(table, (0, 0, 0, 1)))
+        table.add_row(mark, *row, style="bold" if mark else "")
+    return table
 
 
 def _sentence(block: page.Table, at: int) -> str:

@@ -7,8 +7,10 @@ from typing import Any
 import pytest
 
 from planning import catalogue
+from planning.architecture import NotModelledError, from_hf_config
 from planning.memory import EngineOptions, MemoryPlan
 from planning.parallelism import Alternative, Layout, LayoutError, alternatives, choose_layout, sizes_that_hold
+from tests import hf_configs
 
 LLAMA, QWEN = "llama-3.3-70b-instruct", "qwen3-8b"
 H100X8 = "Standard_ND96isr_H100_v5"
@@ -192,3 +194,31 @@ def test_a_price_that_is_not_known_is_no_number() -> None:
     found = others(vm="Standard_ND96isr_H200_v5")
     assert {each.replica_per_hour for each in found} == {None}
     assert not any("$" in each.trade for each in found)
+
+
+def test_every_known_model_has_a_handful_of_alternatives_that_differ() -> None:
+    """86 real models, among them latent, sliding-window and state caches, and checkpoints with an fp8 cache."""
+    compared = staged = 0
+    size = catalogue.vm_size("Standard_ND96isr_H200_v5")
+    for name in hf_configs.names():
+        try:
+            shape = from_hf_config(*hf_configs.load(name))
+            layout, memory = choose_layout(
+                shape,
+                size,
+                replicas=None,
+                tensor_parallel_size=None,
+                pipeline_parallel_size=None,
+                options=EngineOptions(),
+            )
+        except (NotModelledError, LayoutError):
+            continue
+        found = alternatives(shape, size, layout=layout, memory=memory, options=EngineOptions(), price_per_hour=None)
+        assert [each.kv_cache_tokens for each in found if each.chosen] == [memory.kv_cache_tokens], name
+        assert len(found) <= 16, f"{name}: more than a page shows"
+        figures = [(e.tensor_parallel_size, e.pipeline_parallel_size, e.kv_cache_tokens) for e in found]
+        assert len(set(figures)) == len(figures), f"{name}: two rows that say the same"
+        compared += 1
+        staged += any(each.pipeline_parallel_size > 1 for each in found)
+    assert compared >= 40
+    assert staged, "some model is held better in stages"
