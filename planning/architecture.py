@@ -64,6 +64,7 @@ class Architecture:
     quantization: str = ""  # formats in words; empty where everything is 16 bits
     kv_cache_dtype: str = "auto"  # what the checkpoint declares for `auto`
     hybrid_cache: bool = True  # False: vLLM charges windows as whole attention (chunked attention)
+    whole_units: tuple[int, ...] = ()  # counts that tensor parallelism must divide, where others may be copied
     everywhere: str = ""  # what every pipeline stage holds of "embedding output norm", as vLLM's class builds it
     packed_blocks: bool = False  # pages of different sizes lie side by side (DeepSeek V4)
     kernel: str = "attention"  # row of the block-size rules: attention | latent | sparse | deepseek-v4 | minimax-m3
@@ -193,6 +194,7 @@ def assemble(
     hybrid_cache: bool = True,
     packed_blocks: bool = False,
     everywhere: str = "",
+    whole_units: tuple[int, ...] = (),
     last: tuple[Tensor, ...] = (),
     encoder: tuple[Tensor, ...] = (),
     encoder_trust: str = "exact",
@@ -240,6 +242,7 @@ def assemble(
         hybrid_cache=hybrid_cache,
         packed_blocks=packed_blocks,
         everywhere=everywhere,
+        whole_units=whole_units,
         kernel=kernel,
         weights_trust=next((trust for trust in ("loose", "fitted") if trust in trusts), "exact"),
         encoder_trust=encoder_trust,

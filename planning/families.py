@@ -279,6 +279,7 @@ def _gpt_oss(c: Config) -> Architecture:
         experts=experts,
         expert_width=width,
         everywhere="embedding output norm",
+        whole_units=(kv_heads,),
     )
 
 
@@ -613,6 +614,7 @@ def _nemotron_h(c: Config) -> Architecture:
         experts=experts,
         expert_width=expert_width,
         everywhere="embedding output norm",
+        whole_units=(groups,) if groups > 1 else (),
     )
 
 
@@ -767,6 +769,8 @@ def _deepseek_v4(c: Config) -> Architecture:
 
     Pages, alignments and block sizes are those of vLLM's FlashMLA layout, the only one below compute capability 12.
     """
+    if c.get("model_type") not in (None, "deepseek_v4"):
+        c.refuse(f"vLLM 0.33 does not know the model type {c.get('model_type')}")
     layers, head_dim, window = c.size("num_hidden_layers"), c.size("head_dim"), c.size("sliding_window")
     ratios = c.per_layer("compress_ratios", layers)
     experts, width = c.size("n_routed_experts"), c.size("moe_intermediate_size")

@@ -285,21 +285,10 @@ def memory_plan(
         tightest: _Division | None = None
         for stage, size in enumerate(layout.bytes_per_block):
             last = stage == stages - 1
-            weights = (
-                stage_bytes(
-                    architecture,
-                    tensor,
-                    expert,
-                    stage,
-                    stages,
-                    known.vocabulary_multiple,
-                    known.multimodal_rope,
-                    known.allocator,
-                )  # fmt: skip
-                / GIB
-                if weights_gib is None
-                else weights_gib
-            )
+            weights = weights_gib
+            if weights is None:
+                rules = (known.vocabulary_multiple, known.multimodal_rope, known.allocator)
+                weights = stage_bytes(architecture, tensor, expert, stage, stages, *rules) / GIB
             activation, tables = _activation(known, architecture, tensor, seqs, tokens, length, stage == 0, last)
             non_torch = links["value"] + tables / GIB
             reserve = _reserve(graph, seqs)
@@ -487,6 +476,7 @@ def _check(
             limit=f"the model has {architecture.layers} layers to deal out",
             remedy="use fewer stages",
         )
+    _check_context_parallel(architecture, tensor, options.decode_context_parallel_size or 1)
     dtype = options.kv_cache_dtype
     if dtype is not None and dtype != "auto" and dtype not in KV_DTYPE_BYTES:
         raise LayoutError(
@@ -494,6 +484,20 @@ def _check(
             value=dtype,
             limit="its bytes per token are not modelled yet",
             remedy=f"use one of auto, {', '.join(KV_DTYPE_BYTES)}",
+        )
+
+
+def _check_context_parallel(architecture: Architecture, tensor: int, size: int) -> None:
+    """Raises LayoutError unless the cache has copies to divide: GPUs beyond one for each key-value head."""
+    heads = min((c.heads for c in architecture.caches if c.kind in kv_cache.WHOLE), default=1)
+    most = max(1, tensor // heads)
+    if size > most or tensor % size:
+        raise LayoutError(
+            key="vllm.decode-context-parallel-size",
+            value=size,
+            limit=f"at most {most}, and a divisor of the tensor parallel size: it divides copies of the cache, and "
+            f"{tensor} GPUs keep {most} of each of {heads} key-value heads",
+            remedy="leave it out" if most == 1 else f"use {most} or less",
         )
 
 

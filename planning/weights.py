@@ -20,6 +20,9 @@ if TYPE_CHECKING:
 
 MIB = 1 << 20
 
+#: Columns and rows: vLLM cuts the blocks of experts' scales to fit a split, but not smaller. Source: vLLM 0.33.0.
+SMALLEST_EXPERT_BLOCK = 32
+
 
 class FormatError(Exception):
     """A quantisation that is not modelled; the text names it."""
@@ -40,7 +43,8 @@ class Format:
     def bytes(self, rows: int, columns: int) -> int:
         """Of one matrix, scales included."""
         high, wide = (part or whole for part, whole in zip(self.block, (rows, columns), strict=True))
-        scales = math.ceil(rows / high) * math.ceil(columns / wide) if self.scale_bytes else 0
+        across = columns // wide if high == 1 else math.ceil(columns / wide)  # groups within a row are whole ones
+        scales = math.ceil(rows / high) * across if self.scale_bytes else 0
         return rows * columns * self.bits // 8 + scales * self.scale_bytes + scales * self.zero_bits // 8
 
 
@@ -164,8 +168,8 @@ def quantization(config: Mapping[str, Any], beside: Mapping[str, Any] | None = N
     given = config.get("quantization_config") or inner
     if not given:
         given = beside
-    if not given:
-        return Quantization()
+    if not given or (given is beside and not (given.get("quant_method") or given.get("producer"))):
+        return Quantization()  # vLLM knows a file beside the config by its producer
     if not isinstance(given, Mapping):
         raise FormatError(f"quantization_config is {type(given).__name__}, not an object")
     details = given.get("quantization")
@@ -325,6 +329,9 @@ def padded(table: Tensor, multiple: int) -> Tensor:
 
 def split_problem(architecture: Architecture, tensor: int, expert: int = 1) -> str:
     """Why some weight cannot be split so; empty if all can."""
+    for units in architecture.whole_units:
+        if units % tensor:
+            return f"the {units} groups of its layers do not divide by it"
     for layer in set(architecture.stack):
         for item in layer.tensors:
             if tensor == 1 or item.split == "whole" or (item.experts and expert > 1):
@@ -338,7 +345,9 @@ def split_problem(architecture: Architecture, tensor: int, expert: int = 1) -> s
                 if bad is not None:
                     return f"the {bad} parts of {item.name} do not divide by it"
                 sizes = [max(1, units // tensor) * each for units, each in item.rows]
-            block = item.format.block[0] if item.format.block[0] > 1 and not item.experts else 0
+            block = item.format.block[0] if item.format.block[0] > 1 else 0
+            if item.experts and block:  # their blocks can be cut, down to a quarter
+                block = min(block, SMALLEST_EXPERT_BLOCK)
             if block and any(size % block for size in sizes):
                 return f"parts of {sizes[0]} of {item.name} are no multiple of its format's blocks of {block}"
     return ""

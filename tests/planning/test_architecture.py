@@ -115,5 +115,8 @@ def test_what_is_not_modelled_is_said_in_words(change: dict[str, Any], words: st
 
 
 def test_a_quantisation_written_beside_the_config_counts() -> None:
-    shape = from_hf_config(LLAMA_8B, {"quantization": {"quant_algo": "FP8", "kv_cache_quant_algo": "FP8"}})
+    shape = from_hf_config(
+        LLAMA_8B,
+        {"producer": {"name": "modelopt"}, "quantization": {"quant_algo": "FP8", "kv_cache_quant_algo": "FP8"}},
+    )
     assert (shape.quantization, shape.kv_cache_dtype) == ("fp8", "fp8")

@@ -158,9 +158,16 @@ def test_decode_context_parallelism_divides_a_request() -> None:
     assert part.kv_bytes_per_token == pytest.approx(whole.kv_bytes_per_token / 8, abs=1)
 
 
+@pytest.mark.parametrize(("name", "size"), [("Qwen--Qwen3-8B", 2), ("Qwen--Qwen3-30B-A3B", 4)])
+def test_decode_context_parallelism_divides_only_copies(name: str, size: int) -> None:
+    with pytest.raises(LayoutError, match=f"decode-context-parallel-size = {size}: at most") as caught:
+        plan(name, decode_context_parallel_size=size)
+    assert caught.value.remedy
+
+
 def test_decode_context_parallelism_does_not_go_with_windows() -> None:
     with pytest.raises(LayoutError, match=r"decode-context-parallel-size = 2: .*sliding-window") as caught:
-        plan("openai--gpt-oss-20b", decode_context_parallel_size=2)
+        plan("google--gemma-4-26B-A4B", decode_context_parallel_size=2)
     assert caught.value.remedy
 
 
