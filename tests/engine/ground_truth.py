@@ -93,9 +93,13 @@ def configure(folder: Path, options: dict[str, Any]) -> Any:
 
 
 def build(config: Any) -> Any:
+    import torch
     from vllm.model_executor.model_loader.utils import initialize_model
     from vllm.utils.torch_utils import set_default_torch_dtype
+    from vllm.v1.worker.workspace import init_workspace_manager, reset_workspace_manager
 
+    reset_workspace_manager()
+    init_workspace_manager(torch.device("meta"))
     with set_default_torch_dtype(config.model_config.dtype), pretend_h100.on_meta_device():
         return initialize_model(config)
 

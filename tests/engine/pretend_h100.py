@@ -38,6 +38,15 @@ class _Operation:
     def __getitem__(self, key: Any) -> Any:
         return _Operation()
 
+    def _with(self, other: Any) -> Any:
+        return _Operation()
+
+    __add__ = __radd__ = __sub__ = __rsub__ = __mul__ = __rmul__ = __floordiv__ = __rfloordiv__ = __mod__ = _with
+    __truediv__ = __rtruediv__ = __lshift__ = __rlshift__ = __rshift__ = __rrshift__ = __or__ = __and__ = _with
+
+    def __index__(self) -> int:
+        return 1
+
     def __mro_entries__(self, bases: tuple[Any, ...]) -> tuple[type, ...]:
         return (object,)
 
