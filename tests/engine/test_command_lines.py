@@ -54,6 +54,7 @@ def _words(options: Mapping[str, Any], stages: int = 1) -> list[str]:
 
 #: Options whose value has a shape of its own: what vLLM's documentation of the option shows.
 SHAPED: dict[str, Any] = {
+    "chat-template": "{{ messages }}",
     "compilation-config": {"mode": 3},
     "default-mm-loras": {"image": "/adapters/a"},
     "limit-mm-per-prompt": {"image": 2},
@@ -125,9 +126,8 @@ def test_vllm_takes_every_command_line_of_every_preset_and_stack(ask_vllm: Ask) 
 def test_vllm_takes_every_option_that_the_plan_accepts(ask_vllm: Ask) -> None:
     chance = random.Random(33)  # noqa: S311  repeatable on purpose
     alone = [{name: _value(name, chance)} for name in FREE]
-    drawn = (
-        {name: _value(name, chance) for name in chance.sample(FREE, chance.randint(2, 8))} for _ in itertools.count()
-    )
+    samples = (chance.sample(FREE, chance.randint(2, 8)) for _ in itertools.count())
+    drawn = ({name: _value(name, chance) for name in names} for names in samples)
     together = itertools.islice((options for options in drawn if _accepted(options)), GENERATED)
     mappings = [options for options in alone if _accepted(options)] + list(together)
     commands = [_words(options, chance.choice([1, 1, 2])) for options in mappings]
