@@ -53,7 +53,9 @@ class Problem:
         return text if len(text) <= _SHOWN_MAX else text[: _SHOWN_MAX - 1] + "…"
 
     def __str__(self) -> str:
-        return f"{without_tokens(self.key)} = {self.shown}: {self.limit} ({self.source}); {self.remedy}"
+        line = f"{without_tokens(self.key)} = {self.shown}: {self.limit} ({self.source}); {self.remedy}"
+        # What somebody wrote may hold line breaks, or escape sequences that a terminal would obey.
+        return "".join(char if char.isprintable() else f"\\x{ord(char):02x}" for char in line)
 
 
 class InvalidStack(Exception):  # noqa: N818  it names the state of the stack, as Pulumi's own errors do
