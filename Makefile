@@ -45,6 +45,9 @@ test-engine: $(READY) ## the plan against vLLM's own code on the CPU: 6 GB insta
 engine-contract: $(READY) ## regenerate the options of a vLLM: make engine-contract VERSION=0.33.0
 	@$(RUN) tests/engine/contract.py $(or $(VERSION),0.33.0)
 
+test-long: $(READY) ## property tests of the planner on 10,000 examples each, before a release
+	@$(RUN) -m pytest tests/planning/test_robust.py --hypothesis-profile=long $(ARGS)
+
 check: $(READY) ## lint, format and types
 	$(RUN) -m ruff check .
 	$(RUN) -m ruff format --check .
