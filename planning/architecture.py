@@ -67,7 +67,7 @@ class Architecture:
     whole_units: tuple[int, ...] = ()  # counts that tensor parallelism must divide, where others may be copied
     everywhere: str = ""  # what every pipeline stage holds of "embedding output norm", as vLLM's class builds it
     packed_blocks: bool = False  # pages of different sizes lie side by side (DeepSeek V4)
-    kernel: str = "attention"  # row of the block-size rules: attention | latent | sparse | deepseek-v4 | minimax-m3
+    kernel: str = "attention"  # row of the block-size rules in the engine's memory.yaml
     weights_trust: str = "exact"
     encoder_trust: str = "exact"
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from typing import Any
 
 from planning.architecture import Architecture, Config, Layer, NotModelledError, assemble
 from planning.kv_cache import Cache
@@ -323,7 +324,7 @@ def _deepseek_v3(c: Config) -> Architecture:
         experts=experts,
         expert_width=width,
         kernel="sparse" if sparse else "latent",
-        encoder=_kimi_vision(c) if c.get("vision_config") else (),
+        encoder=_kimi_vision(c),
     )
 
 
@@ -362,7 +363,7 @@ def _llama4(c: Config) -> Architecture:
         experts=experts,
         expert_width=width,
         hybrid_cache=False,
-        encoder_trust="loose" if isinstance(c.outer.get("text_config"), Mapping) else "exact",
+        encoder=_llama4_vision(c),
     )
 
 
@@ -404,6 +405,7 @@ def _gemma4(c: Config) -> Architecture:
         head_dim=head_dim,
         rope_dims=(head_dim, c.size("global_head_dim", head_dim)),
         everywhere="embedding",
+        kernel="gemma-4",
         experts=experts,
         expert_width=width,
         encoder=_gemma_vision(c),
@@ -430,8 +432,12 @@ def _mimo_v2(c: Config) -> Architecture:
             bias=bool(c.get("attention_bias", False)),
             sinks=bool(c.get(f"add_{swa or 'full_'}attention_sink_bias")),
         )
+        # vLLM regroups the checkpoint's fused rows and makes new scales for them.
+        attention = tuple(replace(tensor, cuts_blocks=tensor.name == "qkv") for tensor in attention)
         if moe[index]:
-            mlp = _experts(c, f"{at}.mlp", experts=experts, width=width, correction=c.get("topk_method") == "noaux_tc")
+            mlp = _experts(
+                c, f"{at}.mlp", experts=experts, width=width, router=FP32, correction=c.get("topk_method") == "noaux_tc"
+            )
         else:
             mlp = _dense(c, f"{at}.mlp", c.size("intermediate_size"))
         tensors = (*attention, *mlp, *_norm("norm", c.hidden, c.hidden))
@@ -694,7 +700,7 @@ def _minimax_m3(c: Config) -> Architecture:
         experts=experts,
         expert_width=width,
         kernel="minimax-m3",
-        encoder_trust="loose" if c.get("vision_config") else "exact",
+        encoder=_minimax_vision(c),
     )
 
 
@@ -760,7 +766,7 @@ def _kimi_k3(c: Config) -> Architecture:
         expert_width=expert_width,
         experts_per_token=c.size("num_experts_per_token"),
         kernel="latent",
-        encoder_trust="loose",
+        encoder=_kimi_vision(c),
     )
 
 
@@ -862,65 +868,82 @@ def _deepseek_v4(c: Config) -> Architecture:
 # Encoders.
 
 
-def _qwen_vision(c: Config) -> tuple[Tensor, ...]:
-    """The vision tower of Qwen3-VL and Qwen3.5, split over GPUs like the decoder."""
-    v = c.outer.get("vision_config")
-    if not isinstance(v, Mapping):
-        return ()
-    width, mlp, out = int(v["hidden_size"]), int(v["intermediate_size"]), int(v["out_hidden_size"])
-    heads, merged = int(v["num_heads"]), width * int(v["spatial_merge_size"]) ** 2
-    patch = int(v.get("in_channels", 3)) * int(v["temporal_patch_size"]) * int(v["patch_size"]) ** 2
-    head = width // heads
+def _tower(
+    *, width: int, heads: int, mlp: int, layers: int, bias: bool, qkv: int = 0, norm: int = 2
+) -> tuple[Tensor, ...]:
+    """The blocks of a vision transformer, split over GPUs like the decoder; `norm` is numbers per channel of a norm."""
+    head, one = (qkv or width) // heads, int(bias)
     block = (
-        Tensor("vision.qkv", ((heads, head),) * 3, width + 1, "rows"),
-        Tensor("vision.o", ((1, width),), width, "columns"),
-        Tensor("vision.up", ((mlp, 1),), width + 1, "rows"),
+        Tensor("vision.qkv", ((heads, head),) * 3, width + one, "rows"),
+        Tensor("vision.o", ((1, width),), heads * head, "columns"),
+        Tensor("vision.up", ((mlp, 1),), width + one, "rows"),
         Tensor("vision.down", ((1, width),), mlp, "columns"),
-        *_norm("vision.bias", 2 * width, 4 * width),  # of o and down, and two norms with theirs
+        *_norm("vision.norm", 2 * norm * width, 2 * one * width),  # with the biases of o and down
     )
-    mergers = 1 + len(v.get("deepstack_visual_indexes") or ())
-    merger = (
-        Tensor("merger.up", ((merged, 1),), merged + 1, "rows"),
-        Tensor("merger.down", ((1, out),), merged, "columns"),
-        *_norm("merger.bias", out),
-    )
-    norms = [2 * width] + [2 * merged] * (mergers - 1)
+    return block * layers
+
+
+def _projector(inner: int, inputs: int, outputs: int, *, bias: bool = True, whole: bool = False) -> tuple[Tensor, ...]:
+    """Two linear layers behind a vision tower."""
     return (
-        *block * int(v["depth"]),
-        *merger * mergers,
-        *_norm("merger.norm", *norms),
+        Tensor("projector.up", ((inner, 1),), inputs + bias, "whole" if whole else "rows"),
+        Tensor("projector.down", ((1, outputs),), inner, "whole" if whole else "columns"),
+        *_norm("projector.bias", outputs if bias else 0),
+    )
+
+
+def _vision(c: Config) -> Mapping[str, Any] | None:
+    vision = c.outer.get("vision_config")
+    return vision if isinstance(vision, Mapping) else None
+
+
+def _qwen_vision(c: Config) -> tuple[Tensor, ...]:
+    """The vision tower of Qwen3-VL and Qwen3.5."""
+    if not (v := _vision(c)):
+        return ()
+    width, out = int(v["hidden_size"]), int(v["out_hidden_size"])
+    merged = width * int(v["spatial_merge_size"]) ** 2
+    patch = int(v.get("in_channels", 3)) * int(v["temporal_patch_size"]) * int(v["patch_size"]) ** 2
+    mergers = 1 + len(v.get("deepstack_visual_indexes") or ())
+    return (
+        *_tower(
+            width=width, heads=int(v["num_heads"]), mlp=int(v["intermediate_size"]), layers=int(v["depth"]), bias=True
+        ),
+        *_projector(merged, merged, out) * mergers,
+        *_norm("projector.norm", 2 * width, *[2 * merged] * (mergers - 1)),
         Tensor("patch", ((1, width),), patch + 1),
         Tensor("position", ((1, int(v["num_position_embeddings"])),), width),
     )
 
 
 def _kimi_vision(c: Config) -> tuple[Tensor, ...]:
-    """The vision tower of Kimi K2.5, whole on every GPU."""
-    v = c.outer["vision_config"]
-    width, mlp = int(v["vt_hidden_size"]), int(v["vt_intermediate_size"])
-    merged = width * math.prod(v["merge_kernel_size"])
-    block = (
-        Tensor("vision.qkv", ((1, 3 * width),), width + 1),
-        Tensor("vision.o", ((1, width),), width + 1),
-        Tensor("vision.up", ((1, mlp),), width + 1),
-        Tensor("vision.down", ((1, width),), mlp + 1),
-        *_norm("vision.norm", 4 * width),
-    )
+    """The vision towers of Kimi K2.5 and K3."""
+    if not (v := _vision(c)):
+        return ()
+    width, merged = int(v["vt_hidden_size"]), int(v["vt_hidden_size"]) * math.prod(v["merge_kernel_size"])
+    second = v.get("mm_projector_type") == "patchmergerv2"
+    norm = 1 if v.get("norm_type") == "rmsnorm" else 2
     positions = int(v["init_pos_emb_height"]) * int(v["init_pos_emb_width"])
     return (
-        *block * int(v["vt_num_hidden_layers"]),
-        Tensor("patch", ((1, width),), 3 * int(v["patch_size"]) ** 2 + 1),
+        *_tower(
+            width=width,
+            heads=int(v["vt_num_attention_heads"]),
+            mlp=int(v["vt_intermediate_size"]),
+            layers=int(v["vt_num_hidden_layers"]),
+            bias=bool(v.get("linear_bias", True)),
+            qkv=int(v.get("qkv_hidden_size") or 0),
+            norm=norm,
+        ),
+        *_projector(merged, merged, c.hidden, bias=not second, whole=True),
+        *_norm("vision.norm", norm * width, c.hidden if second else 2 * width),
+        Tensor("patch", ((1, width),), 3 * int(v["patch_size"]) ** 2 + bool(v.get("patch_embed_proj_bias", True))),
         Tensor("position", ((1, positions),), width),
-        *_norm("vision.norm", 2 * width, 2 * width),
-        Tensor("merger.up", ((1, merged),), merged + 1),
-        Tensor("merger.down", ((1, c.hidden),), merged + 1),
     )
 
 
 def _gemma_vision(c: Config) -> tuple[Tensor, ...]:
     """The vision tower of Gemma 4, whole on every GPU."""
-    v = c.outer.get("vision_config")
-    if not isinstance(v, Mapping):
+    if not (v := _vision(c)):
         return ()
     width, mlp, patch = int(v["hidden_size"]), int(v["intermediate_size"]), int(v["patch_size"])
     heads, head = int(v["num_attention_heads"]) * int(v["head_dim"]), int(v["head_dim"])
@@ -935,6 +958,56 @@ def _gemma_vision(c: Config) -> tuple[Tensor, ...]:
         Tensor("position", ((1, 2 * int(v["position_embedding_size"])),), width),
         *_norm("vision.norm", 2 * width if v.get("standardize") else 0),
         Tensor("projector", ((1, c.hidden),), width),
+    )
+
+
+def _minimax_vision(c: Config) -> tuple[Tensor, ...]:
+    """The vision tower of MiniMax M3, with its projector and its merger of patches."""
+    if not (v := _vision(c)):
+        return ()
+    width, inner = int(v["hidden_size"]), int(c.outer.get("projector_hidden_size") or c.hidden)
+    squeeze = v.get("img_token_compression_config") or {}
+    patch = int(v["num_channels"]) * int(squeeze.get("temporal_patch_size", 2)) * int(v["patch_size"]) ** 2
+    return (
+        *_tower(
+            width=width,
+            heads=int(v["num_attention_heads"]),
+            mlp=int(v["intermediate_size"]),
+            layers=int(v["num_hidden_layers"]),
+            bias=True,
+        ),
+        *_projector(inner, width, c.hidden),
+        *_projector(inner, c.hidden * int(squeeze.get("spatial_merge_size", 2)) ** 2, c.hidden),
+        Tensor("patch", ((1, width),), patch),
+        *_norm("vision.norm", 2 * width),
+    )
+
+
+def _llama4_vision(c: Config) -> tuple[Tensor, ...]:
+    """The vision tower of Llama 4; fields that the config leaves out are those of transformers' Llama4VisionConfig."""
+    if not isinstance(c.outer.get("text_config"), Mapping):
+        return ()
+    v = _vision(c) or {}
+    width, mlp = int(v.get("hidden_size", 768)), int(v.get("intermediate_size", 5632))
+    out, image, patch = (
+        int(v.get("vision_output_dim", 7680)),
+        int(v.get("image_size", 448)),
+        int(v.get("patch_size", 14)),
+    )
+    inner, adapted = int(v.get("projector_input_dim", 4096)), int(v.get("projector_output_dim", 4096))
+    return (
+        *_tower(
+            width=width,
+            heads=int(v.get("num_attention_heads", 16)),
+            mlp=mlp,
+            layers=int(v.get("num_hidden_layers", 34)),
+            bias=True,
+        ),
+        *_projector(inner, mlp, adapted, bias=False),
+        Tensor("projector", ((c.hidden, 1),), out, "rows"),
+        Tensor("patch", ((width, 1),), int(v.get("num_channels", 3)) * patch**2, "rows"),
+        Tensor("position", ((1, (image // patch) ** 2 + 1),), width),
+        *_norm("vision.norm", width, 4 * width),
     )
 
 

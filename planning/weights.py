@@ -69,6 +69,7 @@ class Tensor:
     split: str = "whole"  # rows | columns | whole
     format: Format = BF16
     experts: int = 0  # copies; 0: it is no expert
+    cuts_blocks: bool = False  # vLLM lets a split cut through the blocks of its scales
 
     def share(self, tensor: int, expert: int = 1) -> tuple[int, int, int]:
         """Copies, rows and columns on one GPU of `tensor`, with experts dealt out over `expert` GPUs."""
@@ -348,6 +349,6 @@ def split_problem(architecture: Architecture, tensor: int, expert: int = 1) -> s
             block = item.format.block[0] if item.format.block[0] > 1 else 0
             if item.experts and block:  # their blocks can be cut, down to a quarter
                 block = min(block, SMALLEST_EXPERT_BLOCK)
-            if block and any(size % block for size in sizes):
+            if block and not item.cuts_blocks and any(size % block for size in sizes):
                 return f"parts of {sizes[0]} of {item.name} are no multiple of its format's blocks of {block}"
     return ""
