@@ -10,6 +10,8 @@ from __future__ import annotations
 import gc
 import hashlib
 import json
+import os
+import subprocess
 import sys
 import tempfile
 import time
@@ -28,6 +30,8 @@ from tests import hf_configs  # noqa: E402
 GIB = 1 << 30
 TENSOR_PARALLEL_SIZES = (1, 2, 4, 8, 16)
 SEQS = 256
+MOST_PROCESSES = 8  # of about 2 GB each
+BY_HAND = ("mimo", "nemotron-nas")  # model types whose configuration class is written here
 
 
 def variants(tensor: int) -> Iterator[tuple[dict[str, Any], tuple[tuple[int | None, int, int], ...]]]:
@@ -69,6 +73,9 @@ class Group:
     def all_reduce(self, tensor: Any) -> Any:
         return tensor
 
+    def broadcast_obj(self, value: Any, src: int = 0) -> Any:
+        return value
+
 
 def distribute(*, tensor: int, stages: int, stage: int, context: int) -> None:
     """Make this process rank 0 of a stage's tensor parallel group."""
@@ -90,6 +97,33 @@ def configure(folder: Path, options: dict[str, Any]) -> Any:
         model=str(folder), skip_tokenizer_init=True, load_format="dummy", max_num_seqs=SEQS, **options,
     )  # fmt: skip
     return arguments.create_engine_config(UsageContext.OPENAI_API_SERVER)
+
+
+def register_by_hand() -> None:
+    """Configurations whose Python lies in the model's repository: the same fields, without that Python."""
+    from transformers import AutoConfig, LlamaConfig, Qwen2Config
+
+    class Fields(dict[str, Any]):
+        def __getattr__(self, name: str) -> Any:
+            if name not in self:
+                raise AttributeError(name)
+            return self[name]
+
+    def deep(value: Any) -> Any:
+        return Fields({key: deep(each) for key, each in value.items()}) if isinstance(value, dict) else value
+
+    class MiMo(Qwen2Config):
+        model_type = "mimo"
+
+    class NemotronNas(LlamaConfig):
+        model_type = "nemotron-nas"
+
+        def __init__(self, block_configs: Sequence[dict[str, Any]] = (), **fields: Any) -> None:
+            self.block_configs = [deep(block) for block in block_configs]
+            super().__init__(**{key: value for key, value in fields.items() if value is not None})
+
+    for name, each in zip(BY_HAND, (MiMo, NemotronNas), strict=True):
+        AutoConfig.register(name, each)
 
 
 def build(config: Any) -> Any:
@@ -286,10 +320,13 @@ def one_model(config: dict[str, Any], quantization: dict[str, Any] | None) -> di
                         built, sized = one_build(write(folder, form, beside), layout, planned)
                     except Exception as error:
                         refused.append({**key, "reason": f"{type(error).__name__}: {error}"[:600]})
+                        if "for VllmConfig" in str(error):
+                            break  # the layout, whatever the weights' format
                         continue
                     finally:
                         gc.collect()
-                    cases += [{**key, **each} for each in built]
+                    by_hand = config.get("model_type") in BY_HAND
+                    cases += [{**key, "by_hand": by_hand, **each} for each in built]
                     if not options.keys() - {"pipeline_parallel_size"}:
                         weights += [{**key, **each} for each in sized]
                     break
@@ -317,26 +354,40 @@ def document(place: Path) -> Path:
 
 
 def main(place: Path, wanted: list[str]) -> None:
-    """Make what is missing of the document, one model after the other; an interrupted run is taken up again."""
+    """Make what is missing of the document; an interrupted run is taken up again."""
     result = document(place)
     parts = result.with_suffix("")
     parts.mkdir(exist_ok=True)
     originals = clones(hf_configs.names())
     missing = [name for name in wanted or dict.fromkeys(originals.values()) if not (parts / f"{name}.json").exists()]
-    if missing:
+    if missing and not wanted:
+        print(f"vLLM computes the memory of {len(missing)} models", file=sys.stderr, flush=True)
+        in_processes(place, missing)
+    elif missing:
         pretend_h100.install()
-    for number, name in enumerate(missing, 1):
-        begun = time.monotonic()
-        found = one_model(*hf_configs.load(name))
-        found["seconds"] = round(time.monotonic() - begun, 1)
-        partial = parts / f"{name}.partial"
-        partial.write_text(json.dumps(found))
-        partial.rename(parts / f"{name}.json")
-        count = f"{len(found['cases'])} cases, {len(found['refused'])} refused, {found['seconds']} s"
-        print(f"{number} of {len(missing)}: {name}: {count}", file=sys.stderr, flush=True)
-        combine(parts, result, originals)
+        register_by_hand()
+        for name in missing:
+            begun = time.monotonic()
+            found = one_model(*hf_configs.load(name))
+            found["seconds"] = round(time.monotonic() - begun, 1)
+            partial = parts / f"{name}.partial"
+            partial.write_text(json.dumps(found))
+            partial.rename(parts / f"{name}.json")
+            count = f"{len(found['cases'])} cases, {len(found['refused'])} refused, {found['seconds']} s"
+            print(f"{name}: {count}", file=sys.stderr, flush=True)
+        return
     combine(parts, result, originals)
     print(result)
+
+
+def in_processes(place: Path, names: Sequence[str]) -> None:
+    """One process a core: vLLM's distributed state is global."""
+    count = min(os.cpu_count() or 1, MOST_PROCESSES)
+    shares = [names[number::count] for number in range(count)]
+    processes = [subprocess.Popen([sys.executable, __file__, str(place), *share]) for share in shares if share]
+    failed = [process.returncode for process in processes if process.wait()]
+    if failed:
+        sys.exit(f"{len(failed)} of {len(processes)} processes failed; what they finished is kept")
 
 
 def combine(parts: Path, result: Path, originals: dict[str, str]) -> None:
