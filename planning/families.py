@@ -319,8 +319,7 @@ def _deepseek_v3(c: Config) -> Architecture:
         stack,
         kv_heads=1,
         head_dim=c.size("kv_lora_rank") + dim,
-        # DeepSeek's own scaling keeps the table in 32 bits; the indexer of GLM-5 turns the other way round.
-        rope_dims=(2 * dim, dim) if sparse else (2 * dim,),
+        rope_dims=(dim, dim) if sparse and not c.get("indexer_rope_interleave") else (dim,),
         experts=experts,
         expert_width=width,
         kernel="sparse" if sparse else "latent",
@@ -432,8 +431,6 @@ def _mimo_v2(c: Config) -> Architecture:
             bias=bool(c.get("attention_bias", False)),
             sinks=bool(c.get(f"add_{swa or 'full_'}attention_sink_bias")),
         )
-        # vLLM regroups the checkpoint's fused rows and makes new scales for them.
-        attention = tuple(replace(tensor, cuts_blocks=tensor.name == "qkv") for tensor in attention)
         if moe[index]:
             mlp = _experts(
                 c, f"{at}.mlp", experts=experts, width=width, router=FP32, correction=c.get("topk_method") == "noaux_tc"
@@ -849,14 +846,15 @@ def _deepseek_v4(c: Config) -> Architecture:
                 Tensor("router.table", ((1, c.size("vocab_size")),), c.size("num_experts_per_tok"), "whole", FP32),
             )
         if shared := c.count("n_shared_experts"):
-            tensors += _dense(c, f"{at}.ffn.shared_experts", shared * width, up="w1")
+            shares = _dense(c, f"{at}.ffn.shared_experts", shared * width, up="w1")
+            tensors += tuple(replace(tensor, multiple=128) for tensor in shares)  # whole blocks of scales
         stack.append(Layer("sparse", "experts", caches, tensors))
     return assemble(
         c,
         stack,
         kv_heads=1,
         head_dim=head_dim,
-        rope_dims=(2 * c.size("qk_rope_head_dim"),) * 2,
+        rope_dims=(c.size("qk_rope_head_dim"),) * 2,
         experts=experts,
         expert_width=width,
         packed_blocks=True,

@@ -69,14 +69,14 @@ class Tensor:
     split: str = "whole"  # rows | columns | whole
     format: Format = BF16
     experts: int = 0  # copies; 0: it is no expert
-    cuts_blocks: bool = False  # vLLM lets a split cut through the blocks of its scales
+    multiple: int = 1  # a GPU's share of units or columns is rounded up to it
 
     def share(self, tensor: int, expert: int = 1) -> tuple[int, int, int]:
         """Copies, rows and columns on one GPU of `tensor`, with experts dealt out over `expert` GPUs."""
         copies = max(1, self.experts)
         if self.experts and expert > 1:
             copies, tensor = -(-copies // expert), 1
-        multiple = self.format.multiple if self.experts else 1
+        multiple = max(self.multiple, self.format.multiple if self.experts else 1)
         rows, columns = sum(units * each for units, each in self.rows), self.columns
         if self.split == "rows":
             rows = sum(_round_up(max(1, -(-units // tensor)), multiple) * each for units, each in self.rows)
@@ -223,7 +223,10 @@ def _modelopt(details: Mapping[str, Any], algorithm: str, skipped: Callable[[str
 
 def _fp8(config: Mapping[str, Any], details: Mapping[str, Any], skipped: Callable[[str], bool]) -> Quantization:
     block = details.get("weight_block_size")
-    form = Format(f"fp8, blocks of {block[0]} x {block[1]}", 8, (block[0], block[1]), 4) if block else FP8
+    # vLLM takes DeepSeek V4's experts for 4-bit ones, and its scales for exponents, unless the config denies it.
+    small = config.get("expert_dtype", "fp4" if config.get("model_type") == "deepseek_v4" else "") == "fp4"
+    scale = 1 if small else 4
+    form = Format(f"fp8, blocks of {block[0]} x {block[1]}", 8, (block[0], block[1]), scale) if block else FP8
     experts = form
     if details.get("moe_quant_algo") == "NVFP4":
         experts = NVFP4
@@ -233,7 +236,7 @@ def _fp8(config: Mapping[str, Any], details: Mapping[str, Any], skipped: Callabl
             return quantized(name) and ".experts" in name
 
         skipped = only_experts
-    elif config.get("expert_dtype") == "fp4":
+    elif small:
         experts = MXFP4
     return Quantization(form, experts, skipped, None, _PREFIXES)
 
@@ -338,9 +341,9 @@ def split_problem(architecture: Architecture, tensor: int, expert: int = 1) -> s
             if tensor == 1 or item.split == "whole" or (item.experts and expert > 1):
                 continue
             if item.split == "columns":
-                if item.columns % tensor:
+                if item.columns % tensor and item.multiple == 1:
                     return f"the {item.columns} inputs of {item.name} do not divide by it"
-                sizes = [item.columns // tensor]
+                sizes = [_round_up(item.columns // tensor, item.multiple)]
             else:
                 bad = next((units for units, _ in item.rows if units % tensor and tensor % units), None)
                 if bad is not None:
@@ -349,6 +352,7 @@ def split_problem(architecture: Architecture, tensor: int, expert: int = 1) -> s
             block = item.format.block[0] if item.format.block[0] > 1 else 0
             if item.experts and block:  # their blocks can be cut, down to a quarter
                 block = min(block, SMALLEST_EXPERT_BLOCK)
-            if block and not item.cuts_blocks and any(size % block for size in sizes):
+            fused = item.split == "rows" and len(item.rows) > 1 and not item.experts  # vLLM lets those cut blocks
+            if block and not fused and any(size % block for size in sizes):
                 return f"parts of {sizes[0]} of {item.name} are no multiple of its format's blocks of {block}"
     return ""

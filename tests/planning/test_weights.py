@@ -204,7 +204,7 @@ def test_a_split_through_a_blocks_scales_is_refused_for_dense_layers() -> None:
             "quantization_config": {"quant_method": "fp8", "weight_block_size": [128, 128]},
         }
     )
-    with pytest.raises(LayoutError, match="192 of up are no multiple of its format's blocks of 128"):
+    with pytest.raises(LayoutError, match="192 of down are no multiple of its format's blocks of 128"):
         memory_plan(odd, H100, tensor_parallel_size=8)
     assert valid_tensor_parallel_sizes(odd, 8) == (1, 2, 4)
 
