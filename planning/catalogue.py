@@ -5,17 +5,24 @@ Each file is read once, and only when something in it is asked for.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+import difflib
+import json
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from planning.architecture import Architecture, from_hf_config
+from planning.architecture import Architecture, NotModelledError, from_hf_config
+from planning.findings import InvalidStack, Problem
 
 PRESETS = Path(__file__).parent.parent / "presets"
+
+#: Folder, inside `presets/models`, of models that no node holds.
+SEVERAL_NODES = "several-nodes"
 
 # libyaml's loader is ten times as fast; PyYAML is installed without it on some machines.
 _LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
@@ -43,11 +50,22 @@ class Preset:
     name: str
     model_id: str  # Hugging Face repository
     revision: str | None  # commit; None until pinned
-    license: str
-    gated: bool
+    license: str  # "unknown" until pinned
+    gated: bool  # False until pinned
     default_vm_size: str
     download_exclude: tuple[str, ...]  # file patterns the engine does not read
     architecture: Architecture
+    chat: bool = True  # False: a base model, which has no chat template
+    tool_call_parser: str | None = None  # vLLM's own names
+    reasoning_parser: str | None = None
+    options: Mapping[str, Any] = field(default_factory=dict)  # other options of vLLM that the model needs
+    needs_several_nodes: bool = False
+    unknown: tuple[str, ...] = ()  # what `make pin` has to find out besides the revision, in words
+
+    @property
+    def maker(self) -> str:
+        """Whose model it is: the organisation on Hugging Face."""
+        return self.model_id.partition("/")[0]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -96,26 +114,129 @@ def _read(path: str) -> dict[str, Any]:
 
 @cache
 def preset_names() -> tuple[str, ...]:
-    """Names of the models there are presets for, sorted."""
+    """Names of the models that one node can hold, sorted."""
     return tuple(sorted(path.stem for path in (PRESETS / "models").glob("*.yaml")))
 
 
 @cache
+def several_nodes_names() -> tuple[str, ...]:
+    """Names of the models that are known but that no node holds, sorted."""
+    return tuple(sorted(path.stem for path in (PRESETS / "models" / SEVERAL_NODES).glob("*.yaml")))
+
+
+@cache
 def preset(name: str) -> Preset:
-    """One preset. Raises KeyError where there is no such file."""
-    if name not in preset_names():
+    """One preset, reading its file alone. Raises KeyError where there is none, InvalidStack where it cannot stand."""
+    several = name in several_nodes_names()
+    if name not in preset_names() and not several:
         raise KeyError(name)
-    data = _read(f"models/{name}.yaml")
+    return load_preset(PRESETS / "models" / (SEVERAL_NODES if several else "") / f"{name}.yaml")
+
+
+def load_preset(path: Path) -> Preset:
+    """A preset file. Raises InvalidStack with every problem in it."""
+    shown = path.relative_to(PRESETS.parent).as_posix() if path.is_relative_to(PRESETS) else path.as_posix()
+    data = _parsed(path, shown)
+    if problems := tuple(_preset_problems(data, shown)):
+        raise InvalidStack(problems)
+    config, beside = _config(data["config"], path, shown)
+    try:
+        architecture = from_hf_config(config, beside)
+    except NotModelledError as error:
+        named = ", ".join(map(str, config.get("architectures") or ["no architecture"]))
+        remedy = "serve it without this planner, or give the family to planning/families.py"
+        raise _invalid(shown, "config", named, str(error).rstrip("."), remedy) from None
+    unknown = {"license": "its licence", "gated": "whether it is gated"}
     return Preset(
-        name=name,
+        name=path.stem,
         model_id=data["model-id"],
         revision=data["revision"],
-        license=data["license"],
-        gated=data["gated"],
+        license=data["license"] or "unknown",
+        gated=bool(data["gated"]),
         default_vm_size=data["default-vm-size"],
-        download_exclude=tuple(data["download-exclude"]),
-        architecture=from_hf_config(data["config"]),
+        download_exclude=tuple(data.get("download-exclude", ())),
+        architecture=architecture,
+        chat=data.get("chat", True),
+        tool_call_parser=data.get("tool-call-parser"),
+        reasoning_parser=data.get("reasoning-parser"),
+        options=data.get("vllm", {}),
+        needs_several_nodes=path.parent.name == SEVERAL_NODES,
+        unknown=tuple(words for key, words in unknown.items() if data[key] is None),
     )
+
+
+def _invalid(shown: str, key: str, value: object, limit: str, remedy: str) -> InvalidStack:
+    return InvalidStack([Problem(key=f"{shown}: {key}", value=value, limit=limit, source=shown, remedy=remedy)])
+
+
+def _parsed(path: Path, shown: str) -> dict[str, Any]:
+    try:
+        data = yaml.load(path.read_text("utf-8"), Loader=_LOADER)  # noqa: S506  both loaders are safe ones
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        mark = getattr(error, "problem_mark", None)
+        where = f"line {mark.line + 1}" if mark else "the file"
+        raise _invalid(shown, where, type(error).__name__, "cannot be read as YAML", "correct it there") from None
+    if not isinstance(data, dict):
+        raise _invalid(shown, "the file", data, "holds no keys", "the other files beside it show them")
+    return data
+
+
+@cache
+def preset_schema() -> dict[str, Any]:
+    """JSON Schema of preset files, for editors and for the checks here."""
+    return json.loads((PRESETS / "models" / "schema.json").read_text("utf-8"))
+
+
+_TYPES = {"string": str, "boolean": bool, "integer": int, "array": list, "object": dict, "null": type(None)}
+
+
+def _preset_problems(data: Mapping[str, Any], shown: str) -> Iterator[Problem]:
+    """What the schema refuses: unknown and missing keys, types, patterns, the least number; and unknown VM sizes."""
+
+    def problem(key: str, value: object, limit: str, remedy: str) -> Problem:
+        return Problem(key=f"{shown}: {key}", value=value, limit=limit, source=shown, remedy=remedy)
+
+    known = preset_schema()["properties"]
+    for key in preset_schema()["required"]:
+        if key not in data:
+            yield problem(key, None, "is missing", known[key]["description"])
+    for key, value in data.items():
+        if key not in known:
+            near = difflib.get_close_matches(str(key), known, n=1)
+            meant = f"did you mean {near[0]}?" if near else f"the keys are {', '.join(known)}"
+            yield problem(str(key), value, "is no key of a preset", meant)
+            continue
+        rule = known[key]
+        types = rule["type"] if isinstance(rule["type"], list) else [rule["type"]]
+        if not any(type(value) is _TYPES[name] for name in types):
+            yield problem(key, value, f"must be of type {' or '.join(types)}", rule["description"])
+        elif isinstance(value, list) and not all(isinstance(item, str) for item in value):
+            yield problem(key, value, "must hold text only", rule["description"])
+        elif isinstance(value, str) and not re.search(rule.get("pattern", ""), value):
+            yield problem(key, value, f"must look like {rule['pattern']}", rule["description"])
+        elif isinstance(value, int) and value < rule.get("minimum", value):
+            yield problem(key, value, f"must be at least {rule['minimum']}", rule["description"])
+        elif key == "default-vm-size" and value not in vm_size_names():
+            near = difflib.get_close_matches(value, vm_size_names(), n=1, cutoff=0)
+            yield problem(key, value, "is not in presets/vm-sizes.yaml", f"did you mean {near[0]}?")
+
+
+def _config(value: Any, path: Path, shown: str) -> tuple[dict[str, Any], dict[str, Any] | None]:
+    """A preset's config, and the `hf_quant_config.json` beside it where it is a file of its own."""
+    if isinstance(value, dict):
+        return value, None
+    file = path.parent / value
+    found = []
+    for one in (file, file.with_name("hf_quant_config.json")):
+        try:
+            content = json.loads(one.read_text("utf-8")) if one == file or one.is_file() else None
+        except (OSError, ValueError, RecursionError) as error:
+            why = getattr(error, "strerror", None) or "is not JSON"
+            raise _invalid(shown, "config", value, why.lower(), "name a config.json, relative to this file") from None
+        found.append(content)
+    if not isinstance(found[0], dict):
+        raise _invalid(shown, "config", value, "holds no JSON object", "name a model's config.json")
+    return found[0], found[1]
 
 
 def gpu_names() -> tuple[str, ...]:

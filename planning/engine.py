@@ -329,11 +329,20 @@ def arguments(
     }
     # Probes and scrapes every few seconds would bury the requests in the log.
     quiet = {"disable-access-log-for-endpoints": "/health,/metrics"}
-    given = {name: value for name, value in (quiet | dict(options)).items() if name not in (*planned, *PLANNED)}
+    defaults = quiet | _parsers(preset, options) | dict(preset.options)
+    given = {name: value for name, value in (defaults | dict(options)).items() if name not in (*planned, *PLANNED)}
     words = [model_path]
     for name, value in [*planned.items(), *sorted(given.items())]:
         words += _written(name, value)
     return tuple(words)
+
+
+def _parsers(preset: Preset, options: Mapping[str, Any]) -> dict[str, Any]:
+    """The model's own parsers of tool calls and of reasoning; options that say otherwise win."""
+    parsers: dict[str, Any] = {"reasoning-parser": preset.reasoning_parser}
+    if preset.tool_call_parser and options.get("enable-auto-tool-choice", True):
+        parsers |= {"enable-auto-tool-choice": True, "tool-call-parser": preset.tool_call_parser}
+    return parsers
 
 
 def _written(name: str, value: Any) -> list[str]:

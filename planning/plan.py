@@ -142,6 +142,8 @@ WEIGHTS_HEADROOM = 1.1  # tokenizer, partial files
 NODE_GIB = 120  # of the OS disk: system 60, two versions of the engine's image at 28.6 GB unpacked
 DISK_SHARE = 0.85  # the kubelet removes images, then pods, above it
 
+CHOICES_SHOWN = 16  # in one message
+
 MIN_DRAIN_MINUTES, MAX_DRAIN_MINUTES = (
     5,
     1440,
@@ -256,6 +258,12 @@ def _draft(settings: Settings, name: str, source: str, problems: list[Problem]) 
             limit = "is not a VM size with known GPUs"
             refuse("vm-size", model.vm_size, limit, _choice(model.vm_size, catalogue.vm_size_names()))
     if preset is None or vm is None:
+        return None
+    if preset.needs_several_nodes:
+        weights = preset.architecture.checkpoint_bytes / (1 << 30)
+        limit = f"needs several nodes: {weights:,.0f} GiB of weights and a KV cache fit on no VM size, and a replica "
+        limit += "that spans nodes is not built yet"
+        refuse("preset", preset.name, limit, "choose a model that `make presets` lists with a VM size")
         return None
     try:
         layout, memory = _layout(
@@ -453,6 +461,7 @@ def _steps(settings: Settings, models: Sequence[ModelPlan], stack: str) -> Itera
         return
     for model in {model.preset.name: model for model in models}.values():
         unpinned = ["the model's commit"] if model.revision is None else []
+        unpinned += model.preset.unknown
         unpinned += [f"the digest of {model.image.reference}"] if model.image.digest is None else []
         if unpinned:
             yield Finding(
@@ -535,7 +544,8 @@ def _exposure() -> Iterator[Finding]:
 
 def _choice(value: str, known: Sequence[str]) -> str:
     near = difflib.get_close_matches(value, known, n=1, cutoff=0.5)
-    return (f"did you mean {near[0]}? " if near else "") + f"The choices are {', '.join(known)}"
+    listed = "`make presets` lists them" if len(known) > CHOICES_SHOWN else f"The choices are {', '.join(known)}"
+    return (f"did you mean {near[0]}? " if near else "") + listed
 
 
 def _and(items: Sequence[str]) -> str:

@@ -24,7 +24,7 @@ RULES: dict[str, Any] = yaml.safe_load((engine.FOLDER / "rules.yaml").read_text(
 ENVIRONMENT: list[str] = yaml.safe_load((engine.FOLDER / "environment.yaml").read_text())["names"]
 SPELLINGS = [s for name, row in ARGUMENTS.items() for s in (name, *row.get("also", ()), row.get("off")) if s]
 
-PRESET = catalogue.preset("llama-3.3-70b-instruct")
+PRESET = replace(catalogue.preset("llama-3.3-70b-instruct"), tool_call_parser=None)
 VM = catalogue.vm_size("Standard_ND96isr_H100_v5")
 LAYOUT, MEMORY = parallelism.choose_layout(
     PRESET.architecture,
