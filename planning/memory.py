@@ -10,21 +10,23 @@ tensors and caches follow from the architecture. Letters: S = max_num_seqs, T = 
 from __future__ import annotations
 
 import math
-import re
-import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from functools import cache, lru_cache
+from functools import lru_cache
 from typing import Any
 
-from planning import catalogue, kv_cache
+from planning import kv_cache
 from planning.architecture import Architecture
 from planning.catalogue import Gpu
-from planning.findings import Finding, Severity
+from planning.findings import Finding
 from planning.kv_cache import CacheError, Request, bisect
-from planning.weights import MIB, Allocator, split_problem, stage_bytes, stage_layers
+from planning.memory_findings import FEWER_SEQS, GIB, SUBJECT, notes, refusals
+from planning.memory_rules import Constants, LayoutError, constants, version_key
+from planning.weights import split_problem, stage_bytes, stage_layers
 
 __all__ = [
+    "GIB",
+    "SUBJECT",
     "Constants",
     "EngineOptions",
     "LayoutError",
@@ -37,24 +39,8 @@ __all__ = [
     "valid_tensor_parallel_sizes",
 ]
 
-GIB = 1 << 30
-
 #: Bytes of one KV-cache element by `--kv-cache-dtype`; "auto" is what the checkpoint declares, else the model's dtype.
 KV_DTYPE_BYTES = {"bfloat16": 2, "float16": 2, "fp8": 1, "fp8_e4m3": 1, "fp8_e5m2": 1}
-
-#: S at which the sampler's share is quoted as a remedy: vLLM's default on smaller cards.
-FEWER_SEQS = 256
-
-#: Findings are written before the model has a name in the stack; `decide()` puts that in its place.
-SUBJECT = "model"
-
-
-class LayoutError(Exception):
-    """A layout or engine option that cannot work; `key` is the setting to change (without the project's namespace)."""
-
-    def __init__(self, *, key: str, value: object, limit: str, remedy: str) -> None:
-        self.key, self.value, self.limit, self.remedy = key, value, limit, remedy
-        super().__init__(f"{key} = {value}: {limit}; {remedy}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -106,101 +92,6 @@ class MemoryPlan:
     error_gib: float = 0.0  # by how much the estimated terms may be off together
     request_blocks: int = 0  # blocks that one request of max_model_len can take, over all groups of layers
     bytes_per_block: int = 0
-
-
-@dataclass(frozen=True, kw_only=True)
-class Constants:
-    """One engine version's numbers; units and sources are in its `memory.yaml`."""
-
-    utilization: float
-    kernels: Mapping[str, Mapping[str, Any]]
-    latent_multiple: int  # tokens
-    concurrent_batches: int  # beside the pipeline's own
-    state_blocks: int
-    checkpoints: bool  # a prefill keeps one state more
-    null_blocks: int
-    tokens_by_concurrency: bool
-    vocabulary_multiple: int
-    multimodal_rope: int
-    allocator: Allocator
-    format_error: Mapping[str, float]  # share of the weights by trust
-    context_gib: float
-    sampler_per_logit: float
-    sampler_per_hidden: float
-    penalty_per_logit: float
-    experts_error: float  # GiB
-    indexer_bytes: float  # per token of context
-    encoder_gib: float
-    encoder_error: float
-    graphs: Mapping[str, Mapping[str, Any]]
-    cold_compile_gib: float
-    scheduler: Sequence[Mapping[str, Any]]
-    non_torch: Mapping[str, Mapping[int, Mapping[str, Any]]]
-    activation_trust: str
-
-
-@cache
-def constants(version: str) -> Constants:
-    """The constants of a vLLM version: a folder's own, or its rules for the versions before it.
-
-    Raises LayoutError for a version that is newer than every folder, older than its rules, or no version.
-    """
-    asked = _version(version)
-    covered = [known for known in catalogue.engine_versions() if asked <= _version(known)]
-    data = catalogue.engine_memory(covered[0]) if covered else {}
-    if not data or asked < _version(data["oldest"]):
-        raise LayoutError(
-            key="vllm-version",
-            value=version,
-            limit=f"the memory of vLLM is known up to {catalogue.engine_versions()[-1]}, and not of every old version",
-            remedy=f"use one of {', '.join(catalogue.engine_versions())}, or make engine-contract VERSION={version}",
-        )
-    changed: dict[str, Any] = {}
-    for change in data["changes"]:  # newest first, so that the oldest rule that applies wins
-        if asked < _version(change["before"]):
-            changed |= change
-
-    def value(key: str) -> Any:
-        return changed.get(key, data[key]["value"])
-
-    allocator = data["allocator"]
-    return Constants(
-        utilization=value("gpu-memory-utilization"),
-        kernels=data["block-size"]["kernels"],
-        latent_multiple=data["block-size"]["latent-multiple"],
-        concurrent_batches=value("concurrent-batches"),
-        state_blocks=value("state-blocks"),
-        checkpoints=value("state-checkpoints"),
-        null_blocks=value("null-blocks"),
-        tokens_by_concurrency=value("tokens-by-concurrency"),
-        vocabulary_multiple=value("vocabulary-multiple"),
-        multimodal_rope=value("multimodal-rope"),
-        allocator=Allocator(
-            from_bytes=allocator["from-mib"] * MIB,
-            multiple=allocator["multiple-mib"] * MIB,
-            at_most=allocator["at-most-mib"] * MIB,
-        ),
-        format_error=data["weight-formats"]["error"],
-        context_gib=value("context-gib"),
-        sampler_per_logit=value("sampler-bytes-per-logit"),
-        sampler_per_hidden=value("sampler-bytes-per-hidden"),
-        penalty_per_logit=value("penalty-bytes-per-logit"),
-        experts_error=data["experts-activation"]["error"],
-        indexer_bytes=value("indexer-bytes-per-token"),
-        encoder_gib=value("encoder-gib"),
-        encoder_error=data["encoder-gib"]["error"],
-        graphs=value("cuda-graph-gib"),
-        cold_compile_gib=value("cold-compile-gib"),
-        scheduler=data["scheduler"]["classes"],
-        non_torch=data["non-torch-gib"],
-        activation_trust=data["sampler-bytes-per-logit"]["trust"],
-    )
-
-
-def _version(text: str) -> tuple[int, int, int]:
-    """Comparable; what is no version compares as newer than all."""
-    match = re.match(r"v?(\d+)(?:\.(\d+)(?:\.(\d+))?)?", text)
-    return (int(match[1]), int(match[2] or 0), int(match[3] or 0)) if match else (sys.maxsize, 0, 0)
 
 
 def valid_tensor_parallel_sizes(architecture: Architecture, limit: int) -> tuple[int, ...]:
@@ -361,9 +252,14 @@ def memory_plan(
         request_blocks=needed,
         bytes_per_block=here.bytes_per_block,
     )
-    refusals = _refusals(architecture, known, gpu, plan)
-    notes = _notes(architecture, known, plan, refused=bool(refusals))
-    return replace(plan, verdict="refused" if refusals else "fits", findings=refusals + notes)
+    large, small = (
+        sum(_activation(known, architecture, tensor, seqs, here.tokens, length, True, True))
+        for seqs in (here.seqs, FEWER_SEQS)
+    )
+    why = refusals(architecture, known, gpu, plan, (large - small) / GIB)
+    return replace(
+        plan, verdict="refused" if why else "fits", findings=why + notes(architecture, known, plan, refused=bool(why))
+    )
 
 
 @lru_cache(maxsize=512)
@@ -380,7 +276,7 @@ def _cache_layout(
     known = constants(version)
     element = architecture.dtype_bytes if kv_dtype == "auto" else KV_DTYPE_BYTES[kv_dtype]
     row, major = known.kernels[architecture.kernel], capability.partition(".")[0]
-    if _version(version) < _version(row.get("since", "0")):
+    if version_key(version) < version_key(row.get("since", "0")):
         raise LayoutError(
             key="vllm-version",
             value=version,
@@ -600,128 +496,3 @@ def _links(known: Constants, gpu: Gpu, gpus: int) -> Mapping[str, Any]:
     """The row of communication buffers for a replica of so many GPUs; the largest row stands for all above it."""
     rows = known.non_torch[gpu.links]
     return rows[min((size for size in rows if size >= gpus), default=max(rows))]
-
-
-def _refusals(architecture: Architecture, known: Constants, gpu: Gpu, plan: MemoryPlan) -> tuple[Finding, ...]:
-    """Why vLLM would not start, in the order in which it would find out."""
-    free = plan.gpu_memory_gib - known.context_gib
-    requested = plan.gpu_memory_gib * plan.gpu_memory_utilization
-    overheads = plan.activation_gib + plan.non_torch_gib + plan.cuda_graph_gib
-    fewer = _fewer_seqs(architecture, known, plan)
-    found = []
-    if gpu.compute_capability.partition(".")[0] in known.kernels[architecture.kernel].get("absent", ()):
-        found.append(
-            _warning(
-                f"vLLM has no kernel of this model's attention for compute capability {gpu.compute_capability}.",
-                "Choose a VM size with newer GPUs.",
-            )
-        )
-    if requested > free:
-        found.append(
-            _warning(
-                f"gpu-memory-utilization {plan.gpu_memory_utilization:g} asks for {requested:.2f} GiB per GPU, "
-                f"but CUDA leaves {free:.2f} of {plan.gpu_memory_gib:.2f} GiB free.",
-                f"Set it to {math.floor(100 * free / plan.gpu_memory_gib) / 100:g} or lower.",
-            )
-        )
-    if plan.max_model_len > architecture.native_context:
-        found.append(
-            _warning(
-                f"max-model-len {plan.max_model_len:,} is above the model's {architecture.native_context:,} tokens.",
-                f"Set it to {architecture.native_context} or lower.",
-            )
-        )
-    if plan.weights_gib > free:
-        found.append(
-            _warning(
-                f"The weights take {plan.weights_gib:.2f} GiB per GPU at tensor parallel size "
-                f"{plan.tensor_parallel_size}, one {plan.gpu} has {free:.2f} GiB free.",
-                "Split the model over more GPUs, or choose GPUs with more memory.",
-            )
-        )
-    elif plan.available_kv_gib <= 0:
-        found.append(
-            _warning(
-                f"Nothing is left for the KV cache: weights {plan.weights_gib:.2f} and overheads {overheads:.2f} GiB "
-                f"exceed the budget of {requested:.2f} GiB per GPU by {-plan.available_kv_gib:.2f} GiB.",
-                f"Split the model over more GPUs, or choose GPUs with more memory{fewer}.",
-            )
-        )
-    elif plan.max_model_len > plan.longest_max_model_len and plan.max_model_len <= architecture.native_context:
-        needed = plan.request_blocks * plan.bytes_per_block / GIB
-        shorter = plan.longest_max_model_len
-        remedy = f"Set max-model-len to {shorter} or lower" if shorter else "Split the model over more GPUs"
-        if plan.kv_cache_dtype in ("auto", "bfloat16", "float16"):
-            remedy += ", or kv-cache-dtype to fp8, which halves the need"
-        found.append(
-            _warning(
-                f"One request of max-model-len {plan.max_model_len:,} needs {needed:.2f} GiB of KV cache per GPU, "
-                f"{plan.available_kv_gib:.2f} GiB are available: at most {shorter:,} tokens fit.",
-                f"{remedy}{fewer}.",
-            )
-        )
-    return tuple(found)
-
-
-def _notes(architecture: Architecture, known: Constants, plan: MemoryPlan, *, refused: bool) -> tuple[Finding, ...]:
-    """What could surprise a person although the verdict stands."""
-    needed = (plan.request_blocks + known.null_blocks) * plan.bytes_per_block / GIB
-    spare = plan.available_kv_gib - needed
-    error = plan.error_gib
-    found = []
-    if abs(spare) < error and plan.max_model_len <= architecture.native_context:
-        found.append(
-            _warning(
-                f"The verdict is close: {abs(spare):.2f} GiB per GPU {'are missing' if refused else 'are left over'}, "
-                f"and the estimated terms may be off by {error:.2f} GiB.",
-                "Leave more room with a shorter max-model-len, or read `Available KV cache memory` in vLLM's log.",
-            )
-        )
-    elif not refused and spare < known.cold_compile_gib and error:
-        found.append(
-            Finding(
-                severity=Severity.NOTE,
-                subject=SUBJECT,
-                message=f"A start without compile caches has once measured {known.cold_compile_gib:g} GiB more "
-                f"activation memory; one request of {plan.max_model_len:,} tokens leaves {spare:.1f} GiB per GPU.",
-                remedy="If the first start reports too little KV cache, start again with the caches kept.",
-            )
-        )
-    latent = any(cache.kind == "latent" for cache in architecture.caches)
-    if latent and plan.tensor_parallel_size > 1:
-        found.append(
-            Finding(
-                severity=Severity.NOTE,
-                subject=SUBJECT,
-                message=f"Latent attention keeps its whole cache on each of {plan.tensor_parallel_size} GPUs: a wider "
-                "split frees memory of the weights only.",
-                remedy="vllm.decode-context-parallel-size divides the cache too.",
-            )
-        )
-    elif plan.tensor_parallel_size > architecture.kv_heads:
-        copies = plan.tensor_parallel_size // architecture.kv_heads
-        found.append(
-            Finding(
-                severity=Severity.NOTE,
-                subject=SUBJECT,
-                message=f"{architecture.kv_heads} key-value heads on {plan.tensor_parallel_size} GPUs: each is kept "
-                f"{copies} times, so a token takes as much of every GPU as at {architecture.kv_heads}.",
-                remedy=f"Above tensor parallel size {architecture.kv_heads}, replicas serve more than wider splits.",
-            )
-        )
-    return tuple(found)
-
-
-def _fewer_seqs(architecture: Architecture, known: Constants, plan: MemoryPlan) -> str:
-    """What a smaller S would free, as the end of a remedy; empty where it frees little."""
-    tokens = plan.max_num_batched_tokens
-    large, small = (
-        sum(_activation(known, architecture, plan.tensor_parallel_size, seqs, tokens, plan.max_model_len, True, True))
-        for seqs in (plan.max_num_seqs, FEWER_SEQS)
-    )
-    freed = (large - small) / GIB
-    return f"; max-num-seqs {FEWER_SEQS} frees {freed:.2f} GiB" if freed > 0.1 else ""
-
-
-def _warning(message: str, remedy: str) -> Finding:
-    return Finding(severity=Severity.WARNING, subject=SUBJECT, message=message, remedy=remedy)
