@@ -1,4 +1,6 @@
-"""Fill what a preset leaves open: the model's commit and the images' digests. `python -m preflight.pin PRESET`, online.
+"""Fill what a preset leaves open: the model's commit, licence and gating, and the images' digests.
+
+`python -m preflight.pin PRESET`, online.
 
 Only values that are `null` are replaced, in the text of the files, so that comments and everything else stay.
 Exit codes: 0 all is pinned, 1 something could not be looked up (what could be is written), 2 there is no such preset.
@@ -7,6 +9,7 @@ Exit codes: 0 all is pinned, 1 something could not be looked up (what could be i
 from __future__ import annotations
 
 import argparse
+import difflib
 import json
 import os
 import re
@@ -15,12 +18,13 @@ import urllib.error
 import urllib.parse
 import urllib.request
 from collections.abc import Callable, Mapping
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from planning.catalogue import PRESETS
+from planning.catalogue import PRESETS, SEVERAL_NODES
 
 #: Where the Hub is; the variable is huggingface_hub's own, for mirrors.
 HUB = os.environ.get("HF_ENDPOINT", "https://huggingface.co")
@@ -35,6 +39,7 @@ MANIFESTS = (
     "application/vnd.oci.image.manifest.v1+json",
     "application/vnd.docker.distribution.manifest.v2+json",
 )
+_LICENCE = re.compile(r"[A-Za-z][\w.-]*")
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 _DIGEST = re.compile(r"sha256:[0-9a-f]{64}")
 
@@ -51,14 +56,17 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def pin(preset: str, *, folder: Path = PRESETS, hub: str = HUB) -> int:
-    """Fill the preset's revision and every image's digest; the exit code."""
-    names = sorted(path.stem for path in (folder / "models").glob("*.yaml"))
-    if preset not in names:
-        print(f"{preset or 'PRESET'}: is not a preset; the presets are {', '.join(names)}", file=sys.stderr)
+    """Fill what is null of the preset, and every image's digest; the exit code."""
+    models = {path.stem: path for part in ("", SEVERAL_NODES) for path in (folder / "models" / part).glob("*.yaml")}
+    if preset not in models:
+        near = difflib.get_close_matches(preset, models, n=3, cutoff=0.3) or sorted(models)[:3]
+        remedy = f"did you mean {' or '.join(near)}? `make presets` lists them"
+        print(f"{preset or 'PRESET'}: is not a preset; {remedy}", file=sys.stderr)
         return 2
-    model = folder / "models" / f"{preset}.yaml"
     images = folder / "images.yaml"
-    failures = _fill(model, ("revision",), lambda row: commit(row["model-id"], hub))
+    failures = []
+    for key, look_up in (("revision", commit), ("license", licence), ("gated", gating)):
+        failures += _fill(models[preset], (key,), lambda row, find=look_up: find(row["model-id"], hub))
     for key in _read(images)["images"]:
         failures += _fill(images, ("images", key, "digest"), lambda row: digest(row["repository"], row["tag"]))
     for failure in failures:
@@ -66,14 +74,42 @@ def pin(preset: str, *, folder: Path = PRESETS, hub: str = HUB) -> int:
     return 1 if failures else 0
 
 
+@cache
+def _model(model_id: str, hub: str) -> Mapping[str, Any]:
+    """What the Hub says about the head of a model's main branch, asked once. Raises LookupFailed.
+
+    https://huggingface.co/docs/hub/api, `/api/models/{repo_id}/revision/{revision}`; open for gated models too.
+    """
+    url = f"{hub.rstrip('/')}/api/models/{urllib.parse.quote(model_id)}/revision/main"
+    body, _ = _get(url, what=model_id)
+    return body if isinstance(body, Mapping) else {}
+
+
 def commit(model_id: str, hub: str) -> str:
     """The commit at the head of a model's main branch. Raises LookupFailed."""
-    url = f"{hub.rstrip('/')}/api/models/{urllib.parse.quote(model_id)}/revision/main"
-    body, _ = _get(url, what=f"the commit of {model_id}")
-    found = body.get("sha") if isinstance(body, Mapping) else None
+    found = _model(model_id, hub).get("sha")
     if not isinstance(found, str) or not _COMMIT.fullmatch(found):
-        raise LookupFailed(f"the commit of {model_id}: {url} answered without one; is the model still there?")
+        raise LookupFailed(f"{model_id}: {hub} answered without a commit; is the model still there?")
     return found
+
+
+def licence(model_id: str, hub: str) -> str:
+    """The licence of the model card's metadata, by its own name where it is none of the usual ones."""
+    card = _model(model_id, hub).get("cardData")
+    card = card if isinstance(card, Mapping) else {}
+    named = card.get("license")
+    found = card.get("license_name") or named if named in (None, "other") else named
+    if not isinstance(found, str) or not _LICENCE.fullmatch(found):
+        raise LookupFailed(f"{model_id}: its card names no licence; read the card, and write it there by hand")
+    return found
+
+
+def gating(model_id: str, hub: str) -> str:
+    """`true` where files are read only by those who accepted something, automatically or by hand; else `false`."""
+    found = _model(model_id, hub).get("gated")
+    if found not in (False, "auto", "manual"):
+        raise LookupFailed(f"{model_id}: {hub} does not say whether it is gated")
+    return "true" if found else "false"
 
 
 def digest(repository: str, tag: str) -> str:
@@ -157,6 +193,8 @@ def _fill(path: Path, keys: tuple[str, ...], look_up: Callable[[Mapping[str, Any
     row = _read(path)
     for key in keys[:-1]:
         row = row[key]
+    if keys[-1] not in row:
+        return []
     if row[keys[-1]] is not None:
         print(f"{path.name}: {'.'.join(keys)} is {row[keys[-1]]}")
         return []

@@ -18,7 +18,8 @@ DIGEST = "sha256:" + "ab" * 32
 MODEL = """# The model.
 model-id: Some/Model
 revision: null # not pinned yet: make pin PRESET=some-model
-license: mit # of the card
+license: null # not known yet: make pin PRESET=some-model
+gated: null # not known yet: make pin PRESET=some-model
 config: {revision: null}
 """
 IMAGES = """# Images.
@@ -42,6 +43,7 @@ class Online(ThreadingHTTPServer):
         super().__init__(("127.0.0.1", 0), Answer)
         self.address = f"127.0.0.1:{self.server_port}"
         self.broken: dict[str, int] = {}
+        self.model: dict[str, object] = {"sha": COMMIT, "gated": False, "cardData": {"license": "mit"}}
         self.asked: list[str] = []
 
 
@@ -54,7 +56,7 @@ class Answer(BaseHTTPRequestHandler):
         if path in online.broken:
             self._send(online.broken[path])
         elif path == "/api/models/Some/Model/revision/main":
-            self._send(200, {"id": "Some/Model", "sha": COMMIT})
+            self._send(200, {"id": "Some/Model", **online.model})
         elif path == "/token" and "scope=repository" in self.path:
             self._send(200, {"token": "anonymous"})
         elif path.startswith("/v2/") and self.headers.get("Authorization") != "Bearer anonymous":
@@ -97,15 +99,18 @@ def folder(tmp_path: Path, online: Online) -> Path:
 
 
 def _pin(folder: Path, online: Online, preset: str = "some-model") -> int:
+    pin._model.cache_clear()  # another server may have had the same port
     return pin.pin(preset, folder=folder, hub=f"http://{online.address}")
 
 
 def test_every_null_is_filled_and_nothing_else_changes(folder: Path, online: Online) -> None:
     before = (folder / "images.yaml").read_text()
     assert _pin(folder, online) == 0
-    assert (folder / "models/some-model.yaml").read_text() == MODEL.replace(
-        "revision: null # not pinned yet: make pin PRESET=some-model", f"revision: {COMMIT}"
-    ), "comments, order and the `revision` inside another map stay; only the comment that is no longer true goes"
+    assert (folder / "models/some-model.yaml").read_text() == (
+        f"# The model.\nmodel-id: Some/Model\nrevision: {COMMIT}\n"
+        "license: mit\ngated: false\nconfig: {revision: null}\n"
+    ), "comments, order and the `revision` inside another map stay; only the comments that are no longer true go"
+    assert online.asked.count("/api/models/Some/Model/revision/main") == 1, "one answer has all three"
     assert (folder / "images.yaml").read_text() == before.replace("digest: null", f"digest: {DIGEST}")
 
 
@@ -133,10 +138,51 @@ def test_a_hub_that_does_not_answer_is_named_and_the_rest_is_still_filled(
     assert DIGEST in (folder / "images.yaml").read_text()
 
 
-def test_an_answer_without_a_commit_fills_nothing(folder: Path, online: Online) -> None:
+def test_an_answer_without_anything_fills_nothing(folder: Path, online: Online) -> None:
     online.broken["/api/models/Some/Model/revision/main"] = 200  # empty
     assert _pin(folder, online) == 1
     assert (folder / "models/some-model.yaml").read_text() == MODEL
+
+
+@pytest.mark.parametrize(
+    ("said", "written"),
+    [
+        ({"license": "apache-2.0"}, "license: apache-2.0\n"),
+        ({"license": "other", "license_name": "modified-mit"}, "license: modified-mit\n"),
+        ({"license": "other"}, "license: other\n"),
+        ({"license": ["mit", "gpl"]}, "license: null #"),
+        ({"license": "a: b\nrevision: x"}, "license: null #"),
+        (None, "license: null #"),
+    ],
+)
+def test_a_licence_is_the_cards_own_or_stays_unknown(folder: Path, online: Online, said: object, written: str) -> None:
+    online.model["cardData"] = said
+    assert _pin(folder, online) == ("null" in written)
+    text = (folder / "models/some-model.yaml").read_text()
+    assert written in text
+    assert f"revision: {COMMIT}" in text, "what is known is written all the same"
+
+
+@pytest.mark.parametrize(("said", "written"), [("auto", "true"), ("manual", "true"), (False, "false"), (None, "null")])
+def test_gated_is_what_someone_must_accept(folder: Path, online: Online, said: object, written: str) -> None:
+    online.model["gated"] = said
+    assert _pin(folder, online) == (written == "null")
+    assert f"gated: {written}" in (folder / "models/some-model.yaml").read_text()
+
+
+def test_what_is_known_is_left_alone(folder: Path, online: Online) -> None:
+    path = folder / "models/some-model.yaml"
+    path.write_text(MODEL.replace("license: null", "license: mine").replace("gated: null", "gated: true"))
+    assert _pin(folder, online) == 0
+    data = yaml.safe_load(path.read_text())
+    assert (data["license"], data["gated"]) == ("mine", True)
+
+
+def test_a_model_that_needs_several_nodes_is_pinned_too(folder: Path, online: Online) -> None:
+    (folder / "models/several-nodes").mkdir()
+    (folder / "models/some-model.yaml").rename(folder / "models/several-nodes/some-model.yaml")
+    assert _pin(folder, online) == 0
+    assert COMMIT in (folder / "models/several-nodes/some-model.yaml").read_text()
 
 
 def test_without_a_network_it_says_so(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
