@@ -248,7 +248,7 @@ def _presets(options: argparse.Namespace) -> str:
                 "gated": preset.gated,
                 "parameters": shape.parameters,
                 "dtype": shape.dtype,
-                "weights_gib": round(shape.parameters * shape.dtype_bytes / (1 << 30), 2),
+                "weights_gib": round(shape.checkpoint_bytes / (1 << 30), 2),
                 "native_context": shape.native_context,
                 "default_vm_size": preset.default_vm_size,
                 "default_tensor_parallel_size": layout.tensor_parallel_size,

@@ -385,7 +385,7 @@ def _check(
 
 def _check_context_parallel(architecture: Architecture, tensor: int, size: int) -> None:
     """Raises LayoutError unless the cache has copies to divide: GPUs beyond one for each key-value head."""
-    heads = min((c.heads for c in architecture.caches if c.kind in kv_cache.WHOLE), default=1)
+    heads = architecture.kv_heads
     most = max(1, tensor // heads)
     if size > most or tensor % size:
         raise LayoutError(

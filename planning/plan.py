@@ -392,7 +392,7 @@ def _resources(draft: _Draft) -> PodResources:
     # What vLLM puts into host memory on request, in GiB: weights for each GPU, KV cache for all of them.
     offloaded = gpus * float(draft.options.get("cpu-offload-gb") or 0)
     offloaded += float(draft.options.get("kv-offloading-size") or 0)
-    weights = draft.preset.architecture.parameters * draft.preset.architecture.dtype_bytes / (1 << 30)
+    weights = draft.preset.architecture.checkpoint_bytes / (1 << 30)
     return PodResources(
         gpus=gpus,
         cpu=max(1, int(vm.vcpus * share * CPU_SHARE)),

@@ -54,7 +54,7 @@ def budget(architecture: Architecture, vm: VmSize, layout: Layout, *, drain_seco
 
     `drain_seconds`: how long the replica that is replaced may still hold its GPUs (its termination grace period).
     """
-    size = architecture.parameters * architecture.dtype_bytes
+    size = architecture.checkpoint_bytes
     node = NODE_SECONDS + DRIVER_SECONDS + DRIVER_SECONDS_PER_GPU * vm.gpus
     weights = math.ceil(size / DOWNLOAD_BYTES_PER_SECOND)
     load = math.ceil(size / LOAD_BYTES_PER_SECOND)

@@ -167,7 +167,7 @@ def test_decode_context_parallelism_divides_only_copies(name: str, size: int) ->
 
 def test_decode_context_parallelism_does_not_go_with_windows() -> None:
     with pytest.raises(LayoutError, match=r"decode-context-parallel-size = 2: .*sliding-window") as caught:
-        plan("google--gemma-4-26B-A4B", decode_context_parallel_size=2)
+        plan("XiaomiMiMo--MiMo-V2-Flash", 16, decode_context_parallel_size=2)
     assert caught.value.remedy
 
 
