@@ -725,10 +725,11 @@ def _kimi_k3(c: Config) -> Architecture:
             caches = (state,)
             row = [(heads, width)]
             tensors = (
-                *_linear(c, "in", [*row * 4, (1, width), (heads, 1)], c.hidden, "rows", f"{at}.self_attn.q_proj"),
+                *_linear(c, "in", [*row * 4, (1, width)], c.hidden, "rows", f"{at}.self_attn.q_proj"),
+                Tensor("beta", ((heads, 1),), c.hidden, "rows", c.format(f"{at}.self_attn.b_proj"), multiple=16),
                 *_linear(c, "f_b", row, width, "rows", f"{at}.self_attn.f_b_proj"),
                 Tensor("dt", ((heads, width),), 1, "rows", FP32),
-                Tensor("conv", ((heads, 3 * width),), kernel, "rows"),
+                Tensor("conv", ((heads, 3 * width),), kernel, "rows", FP32),
                 Tensor("A", ((heads, 1),), 1, "rows", FP32),
                 *_norm("state_norm", width),
                 *_linear(c, "o", [(1, c.hidden)], heads * width, "columns", f"{at}.self_attn.o_proj"),
@@ -739,7 +740,8 @@ def _kimi_k3(c: Config) -> Architecture:
         has_experts = index >= first and index % frequency == 0
         if has_experts:
             moe = f"{at}.block_sparse_moe"
-            tensors += _experts(c, moe, experts=experts, width=expert_width, inputs=latent, correction=True)
+            routed = _experts(c, moe, experts=experts, width=expert_width, inputs=latent, correction=True)
+            tensors += tuple(replace(item, least=256) if item.experts else item for item in routed)
             if shared := c.count("num_shared_experts"):
                 tensors += _dense(c, f"{moe}.shared_experts", shared * expert_width)
             if latent:

@@ -70,6 +70,7 @@ class Tensor:
     format: Format = BF16
     experts: int = 0  # copies; 0: it is no expert
     multiple: int = 1  # a GPU's share of units or columns is rounded up to it
+    least: int = 1  # and is never less than this where there are several GPUs
 
     def share(self, tensor: int, expert: int = 1) -> tuple[int, int, int]:
         """Copies, rows and columns on one GPU of `tensor`, with experts dealt out over `expert` GPUs."""
@@ -77,11 +78,12 @@ class Tensor:
         if self.experts and expert > 1:
             copies, tensor = -(-copies // expert), 1
         multiple = max(self.multiple, self.format.multiple if self.experts else 1)
+        least = self.least if tensor > 1 else 1
         rows, columns = sum(units * each for units, each in self.rows), self.columns
         if self.split == "rows":
-            rows = sum(_round_up(max(1, -(-units // tensor)), multiple) * each for units, each in self.rows)
+            rows = sum(_round_up(max(least, -(-units // tensor)), multiple) * each for units, each in self.rows)
         elif self.split == "columns":
-            columns = _round_up(-(-columns // tensor), multiple)
+            columns = _round_up(max(least, -(-columns // tensor)), multiple)
         return copies, rows, columns
 
     def bytes(self, tensor: int = 1, expert: int = 1) -> int:
