@@ -7,6 +7,7 @@ content of a `config.json`, a command line's engine configuration is made too, a
 from __future__ import annotations
 
 import contextlib
+import copy
 import io
 import json
 import sys
@@ -35,7 +36,7 @@ def objection(parser: Any, words: list[str], config: dict[str, Any] | None) -> s
     said = io.StringIO()
     try:
         with contextlib.redirect_stderr(said), contextlib.redirect_stdout(said):
-            arguments = parser.parse_args(words)
+            arguments = copy.deepcopy(parser.parse_args(words))  # vLLM writes into the parser's defaults
             arguments.subparser = "serve"
             validate_parsed_serve_args(arguments)
             validate_api_server_args(arguments)
@@ -43,7 +44,9 @@ def objection(parser: Any, words: list[str], config: dict[str, Any] | None) -> s
                 with tempfile.TemporaryDirectory() as folder:
                     (Path(folder) / "config.json").write_text(json.dumps(config))
                     arguments.model = folder
-                    arguments.skip_tokenizer_init = True  # there is no tokenizer
+                    # There is no tokenizer; that the parser exists is checked above.
+                    arguments.skip_tokenizer_init = True
+                    arguments.reasoning_parser = arguments.structured_outputs_config.reasoning_parser = ""
                     AsyncEngineArgs.from_cli_args(arguments).create_engine_config(UsageContext.OPENAI_API_SERVER)
     except SystemExit:
         return said.getvalue().strip().splitlines()[-1]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import random
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -17,6 +17,7 @@ from planning.findings import InvalidStack
 from planning.memory import EngineOptions
 from planning.plan import ModelPlan, read_and_decide
 from planning.settings import from_pulumi
+from tests import hf_configs
 
 pytestmark = pytest.mark.engine
 
@@ -24,6 +25,7 @@ ARGUMENTS: dict[str, dict[str, Any]] = json.loads((engine.FOLDER / "arguments.js
 RULES: dict[str, Any] = yaml.safe_load((engine.FOLDER / "rules.yaml").read_text())
 FREE = sorted(set(ARGUMENTS) - set(RULES["reserved"]) - set(engine.PLANNED))
 GENERATED = 400  # command lines; enough that each option meets some dozen others
+CONFIGURED = 200  # with the engine's whole configuration made
 Ask = Callable[[str, Any], Any]
 
 PRESET = catalogue.preset("qwen3-8b")
@@ -85,6 +87,34 @@ def _value(name: str, chance: random.Random) -> Any:
     return [value] if row.get("many") else value
 
 
+#: What people tune: with these the engine's whole configuration is made, on an H100's terms.
+TUNED: dict[str, tuple[Any, ...]] = {
+    "async-scheduling": (True, False),
+    "block-size": (16, 32, 64, 128),
+    "dtype": ("auto", "bfloat16", "half"),
+    "enable-chunked-prefill": (True,),  # off, it needs max-num-batched-tokens of at least max-model-len
+    "enable-log-requests": (True, False),
+    "enable-prefix-caching": (True, False),
+    "enforce-eager": (True, False),
+    "generation-config": ("auto", "vllm"),
+    "gpu-memory-utilization": (0.5, 0.9, 0.95),
+    "kv-cache-dtype": ("auto", "bfloat16", "fp8", "fp8_e4m3"),
+    "kv-cache-memory-bytes": ("4G", "40G"),
+    "limit-mm-per-prompt": ({"image": 0}, {"image": 2}),
+    "max-num-batched-tokens": (2048, "8k", 16384),
+    "max-num-seqs": (1, 64, 256, 1024),
+    "mm-processor-cache-gb": (0, 2.5),
+    "override-generation-config": ({"temperature": 0.2},),
+    "performance-mode": ("balanced", "interactivity", "throughput"),
+    "prefix-caching-hash-algo": ("sha256", "sha256_cbor"),
+    "scheduling-policy": ("fcfs", "priority"),
+    "seed": (0, 7),
+    "speculative-config": ({"method": "ngram", "num_speculative_tokens": 3, "prompt_lookup_max": 4},),
+    "stream-interval": (1, 10),
+    "tokenizer-mode": ("auto", "slow"),
+}
+
+
 def _accepted(options: dict[str, Any]) -> bool:
     return not engine.check(options, prefix="aks-vllm:vllm", source="stacks/Pulumi.x.yaml")
 
@@ -94,7 +124,6 @@ def _planned(preset: str, environment: str) -> tuple[ModelPlan, ...]:
         "azure-native:location": "eastus",
         "aks-vllm:preset": preset,
         "aks-vllm:environment": environment,
-        "aks-vllm:vm-size": "Standard_ND96isr_H100_v5",
     }
     return read_and_decide(from_pulumi(bag, {"aks-vllm:hf-token"}, environment)).models
 
@@ -107,20 +136,37 @@ def test_the_contract_is_this_parser(ask_vllm: Ask) -> None:
     assert set(theirs) == set(ARGUMENTS)
 
 
+def _config(name: str, words: Sequence[str]) -> dict[str, Any] | None:
+    """The model's config.json; None where it is not at hand, or needs Python that only its repository has."""
+    if name not in hf_configs.names() or "--trust-remote-code" in words:
+        return None
+    return hf_configs.load(name)[0]
+
+
+def _objections(ask: Ask, commands: list[list[str]], configs: list[Any]) -> list[tuple[str, str]]:
+    """(command line, what vLLM says against it), of those it objects to."""
+    answers = ask("serve_parser.py", {"commands": commands, "configs": configs})
+    return [(" ".join(words), answer) for words, answer in zip(commands, answers, strict=True) if answer]
+
+
 def test_vllm_takes_every_command_line_of_every_preset_and_stack(ask_vllm: Ask) -> None:
-    lines, too_large = [], []
+    lines, configs, not_planned = [], [], []
     for preset, environment in itertools.product(catalogue.preset_names(), ("development", "production")):
+        name = catalogue.preset(preset).model_id.replace("/", "--")
         try:
-            lines += [(preset, environment, list(model.args)) for model in _planned(preset, environment)]
-        except InvalidStack as invalid:
-            too_large.append((preset, environment, str(invalid)))
-    answers = ask_vllm("serve_parser.py", {"commands": [words for _, _, words in lines]})
-    refused = [(*line, answer) for line, answer in zip(lines, answers, strict=True) if answer]
-    print(f"\nCommand lines: {len(lines)} of presets and stacks, {len(too_large)} of them no plan at all")
-    assert not refused
-    served = {preset for preset, _, _ in lines}
-    unserved = {preset for preset, _, _ in too_large} - served
-    assert not unserved, "a preset that no stack can serve on eight H100s is none"
+            models = _planned(preset, environment)
+        except InvalidStack:
+            not_planned.append(preset)
+            continue
+        lines += [list(model.args) for model in models]
+        # Where the whole config.json is known, the engine's configuration is made as well.
+        configs += [_config(name, model.args) for model in models]
+    objections = _objections(ask_vllm, lines, configs)
+    whole = len(configs) - configs.count(None)
+    print(f"\nCommand lines: {len(lines)} of presets and stacks ({whole} with the engine's configuration made)")
+    assert not objections, "\n".join(map(str, objections))
+    unexpected = {name for name in not_planned if not catalogue.preset(name).needs_several_nodes}
+    assert not unexpected, "a preset that its own VM size does not serve is none"
 
 
 def test_vllm_takes_every_option_that_the_plan_accepts(ask_vllm: Ask) -> None:
@@ -131,10 +177,9 @@ def test_vllm_takes_every_option_that_the_plan_accepts(ask_vllm: Ask) -> None:
     together = itertools.islice((options for options in drawn if _accepted(options)), GENERATED)
     mappings = [options for options in alone if _accepted(options)] + list(together)
     commands = [_words(options, chance.choice([1, 1, 2])) for options in mappings]
-    answers = ask_vllm("serve_parser.py", {"commands": commands})
-    refused = [(options, answer) for options, answer in zip(mappings, answers, strict=True) if answer]
-    print(f"\nOptions: {len(mappings)} accepted mappings, {len(refused)} of them refused by vLLM")
-    assert not refused, "\n".join(f"{options}: {answer}" for options, answer in refused[:60])
+    objections = _objections(ask_vllm, commands, [None] * len(commands))
+    print(f"\nOptions: {len(mappings)} accepted mappings, {len(objections)} of them refused by vLLM's parser")
+    assert not objections, "\n".join(map(str, objections[:60]))
 
 
 def test_vllm_refuses_every_option_that_the_plan_calls_removed(ask_vllm: Ask) -> None:
@@ -142,3 +187,15 @@ def test_vllm_refuses_every_option_that_the_plan_calls_removed(ask_vllm: Ask) ->
     answers = ask_vllm("serve_parser.py", {"commands": commands})
     taken = [name for name, answer in zip(RULES["removed"], answers, strict=True) if not answer]
     assert not taken, "people would be told to delete what works"
+
+
+def test_the_engine_can_be_configured_with_what_people_tune(ask_vllm: Ask) -> None:
+    chance = random.Random(33)  # noqa: S311  repeatable on purpose
+    samples = (chance.sample(sorted(TUNED), chance.randint(1, 6)) for _ in itertools.count())
+    drawn = ({name: chance.choice(TUNED[name]) for name in names} for names in samples)
+    mappings = list(itertools.islice((options for options in drawn if _accepted(options)), CONFIGURED))
+    models = [chance.choice(("Qwen--Qwen3-8B", "Qwen--Qwen3-30B-A3B", "Qwen--Qwen3-VL-8B-Instruct")) for _ in mappings]
+    configs = [hf_configs.load(model)[0] for model in models]
+    objections = _objections(ask_vllm, [_words(options) for options in mappings], configs)
+    print(f"\nConfigurations: {len(mappings)} accepted mappings, {len(objections)} of them refused by vLLM's engine")
+    assert not objections, "\n".join(map(str, objections[:60]))
