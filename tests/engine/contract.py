@@ -34,11 +34,12 @@ PLUGINS = {"reasoning-parser": "reasoning-parser-plugin", "tool-call-parser": "t
 def row(action: Any) -> dict[str, Any]:
     """One option as data."""
     kind = type(action).__name__
+    found: dict[str, Any]
     first, *others = [each.lstrip("-") for each in action.option_strings]
     if kind == "EnableDisableAction":
         off = {each.lstrip("-") for each in action.negative_option_strings}
         shown = [each.lstrip("-") for each in action.visible_option_strings]
-        found: dict[str, Any] = {"kind": "switch", "off": next(each for each in shown if each in off)}
+        found = {"kind": "switch", "off": next(each for each in shown if each in off)}
         others = [each for each in others if each not in off]
     elif kind == "_StoreTrueAction":
         found = {"kind": "flag"}
