@@ -63,7 +63,6 @@ class Architecture:
     moe_intermediate_size: int = 0
     quantization: str = ""  # formats in words; empty where everything is 16 bits
     kv_cache_dtype: str = "auto"  # what the checkpoint declares for `auto`
-    hybrid_cache: bool = True  # False: vLLM charges windows as whole attention (chunked attention)
     whole_units: tuple[int, ...] = ()  # counts that tensor parallelism must divide, where others may be copied
     everywhere: str = ""  # what every pipeline stage holds of "embedding output norm", as vLLM's class builds it
     packed_blocks: bool = False  # pages of different sizes lie side by side (DeepSeek V4)
@@ -191,7 +190,6 @@ def assemble(
     expert_width: int = 0,
     experts_per_token: int = 0,
     kernel: str = "attention",
-    hybrid_cache: bool = True,
     packed_blocks: bool = False,
     everywhere: str = "",
     whole_units: tuple[int, ...] = (),
@@ -239,7 +237,6 @@ def assemble(
         moe_intermediate_size=expert_width if experts else 0,
         quantization=", ".join(form.name for form in formats),
         kv_cache_dtype=c.formats.kv_cache,
-        hybrid_cache=hybrid_cache,
         packed_blocks=packed_blocks,
         everywhere=everywhere,
         whole_units=whole_units,

@@ -361,7 +361,6 @@ def _llama4(c: Config) -> Architecture:
         rope_dims=(2 * head_dim,),
         experts=experts,
         expert_width=width,
-        hybrid_cache=False,
         encoder=_llama4_vision(c),
     )
 
@@ -814,7 +813,7 @@ def _deepseek_v4(c: Config) -> Architecture:
             *_linear(c, "qkv_a", [(1, q_rank), (1, head_dim)], c.hidden, "whole", f"{at}.attn.wq_a"),
             *_norm("norm", q_rank, head_dim, c.hidden, c.hidden),
             *_linear(c, "q_b", [(c.heads, head_dim)], q_rank, "rows", f"{at}.attn.wq_b"),
-            *_linear(c, "o_a", [(groups, o_rank)], c.heads * head_dim // groups, "rows", f"{at}.attn.wo_a"),
+            *_linear(c, "o_a", [(groups * o_rank, 1)], c.heads * head_dim // groups, "rows", f"{at}.attn.wo_a"),
             *_linear(c, "o_b", [(1, c.hidden)], groups * o_rank, "columns", f"{at}.attn.wo_b"),
             Tensor("sinks", ((c.heads, 1),), 1, "rows", FP32),
             Tensor("streams", ((1, 2 * mixes),), streams * c.hidden, "whole", FP32),
@@ -856,7 +855,8 @@ def _deepseek_v4(c: Config) -> Architecture:
         stack,
         kv_heads=1,
         head_dim=head_dim,
-        rope_dims=(c.size("qk_rope_head_dim"),) * 2,
+        # In 32 bits, and one more for layers that compress nothing.
+        rope_dims=(2 * c.size("qk_rope_head_dim"),) * len({ratio > 1 for ratio in ratios}),
         experts=experts,
         expert_width=width,
         packed_blocks=True,
@@ -880,7 +880,7 @@ def _tower(
         Tensor("vision.down", ((1, width),), mlp, "columns"),
         *_norm("vision.norm", 2 * norm * width, 2 * one * width),  # with the biases of o and down
     )
-    return block * layers
+    return tuple(replace(tensor, whole_unless=heads) for tensor in block) * layers
 
 
 def _projector(inner: int, inputs: int, outputs: int, *, bias: bool = True, whole: bool = False) -> tuple[Tensor, ...]:

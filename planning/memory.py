@@ -302,10 +302,9 @@ def _cache_layout(
         positions.append(list(range(first, first + held)))
         first, layer = first + held, layer + count
     try:
+        apart = known.chunks_apart or all(c.kind != "chunked" for c in caches)
         specs = kv_cache.specs_of(caches, tensor, element, block_size=block, packed=packed)
-        layout = kv_cache.layout_of(
-            specs, positions, packed_blocks=architecture.packed_blocks, hybrid=architecture.hybrid_cache
-        )
+        layout = kv_cache.layout_of(specs, positions, packed_blocks=architecture.packed_blocks, hybrid=apart)
     except CacheError as error:
         raise _impossible(EngineOptions(block_size=block), error) from None
     return block, layout

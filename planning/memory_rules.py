@@ -31,6 +31,7 @@ class Constants:
     concurrent_batches: int  # beside the pipeline's own
     state_blocks: int
     checkpoints: bool  # a prefill keeps one state more
+    chunks_apart: bool  # chunked layers keep only their chunk; else all windows are charged as whole attention
     null_blocks: int
     tokens_by_concurrency: bool
     vocabulary_multiple: int
@@ -84,6 +85,7 @@ def constants(version: str) -> Constants:
         concurrent_batches=value("concurrent-batches"),
         state_blocks=value("state-blocks"),
         checkpoints=value("state-checkpoints"),
+        chunks_apart=value("chunks-apart"),
         null_blocks=value("null-blocks"),
         tokens_by_concurrency=value("tokens-by-concurrency"),
         vocabulary_multiple=value("vocabulary-multiple"),

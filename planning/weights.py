@@ -70,6 +70,7 @@ class Tensor:
     format: Format = BF16
     experts: int = 0  # copies; 0: it is no expert
     multiple: int = 1  # a GPU's share of units or columns is rounded up to it
+    whole_unless: int = 0  # where so many do not divide by the GPUs, each keeps the whole tensor
     least: int = 1  # and is never less than this where there are several GPUs
 
     def share(self, tensor: int, expert: int = 1) -> tuple[int, int, int]:
@@ -77,6 +78,8 @@ class Tensor:
         copies = max(1, self.experts)
         if self.experts and expert > 1:
             copies, tensor = -(-copies // expert), 1
+        if self.whole_unless % tensor:
+            tensor = 1
         multiple = max(self.multiple, self.format.multiple if self.experts else 1)
         least = self.least if tensor > 1 else 1
         rows, columns = sum(units * each for units, each in self.rows), self.columns
@@ -197,7 +200,7 @@ def quantization(config: Mapping[str, Any], beside: Mapping[str, Any] | None = N
         form = Format(f"{method} {bits}-bit", bits, (1, max(0, group)), 2, zero, "fitted")
         return Quantization(form, form, skipped, None, _PREFIXES)
     if method == "compressed-tensors":
-        return _compressed(details, skipped)
+        return _compressed(details, skipped, config.get("architectures"))
     raise FormatError(f"quantised weights ({method or 'of an unnamed kind'})")
 
 
@@ -239,15 +242,17 @@ def _fp8(config: Mapping[str, Any], details: Mapping[str, Any], skipped: Callabl
 
         skipped = only_experts
     elif small:
-        experts = MXFP4
+        experts = replace(MXFP4, multiple=128)
     return Quantization(form, experts, skipped, None, _PREFIXES)
 
 
-def _compressed(details: Mapping[str, Any], skipped: Callable[[str], bool]) -> Quantization:
+def _compressed(details: Mapping[str, Any], skipped: Callable[[str], bool], architectures: Any) -> Quantization:
     groups = list((details.get("config_groups") or {}).values())
     weights = (groups[0].get("weights") or {}) if len(groups) == 1 else {}
     bits, kind, group = weights.get("num_bits"), weights.get("type"), weights.get("group_size")
     block = weights.get("block_structure")
+    if "KimiK3ForConditionalGeneration" in (architectures or ()):
+        return Quantization(BF16, MXFP4, skipped, None, _PREFIXES)  # vLLM's own class for it packs experts only
     if kind == "int" and bits in (4, 8):
         form = Format(f"int{bits}", bits, (1, group or 0), 2, 0, "fitted")
     elif kind == "float" and bits == 8:

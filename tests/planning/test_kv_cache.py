@@ -140,8 +140,13 @@ def test_deepseek_v4_packs_pages_of_several_sizes_into_a_block() -> None:
     assert flash.kv_bytes_per_token < 8000, "the whole context is kept compressed by 4 or by 128"
 
 
-def test_llama_4_charges_chunks_as_whole_attention() -> None:
-    assert plan("meta-llama--Llama-4-Scout-17B-16E-Instruct").kv_bytes_per_token == 48 * 2 * 128 * 2
+def test_llama_4_keeps_a_chunk_of_most_layers_and_all_of_some() -> None:
+    scout = plan("meta-llama--Llama-4-Scout-17B-16E-Instruct", max_model_len=131072, max_num_batched_tokens=8192)
+    assert scout.bytes_per_block == 12 * 16 * 2 * 128 * 2
+    assert scout.request_blocks == 131072 // 16 + 3 * (8192 + 2 * 8192) // 16
+    architecture = from_hf_config(*hf_configs.load("meta-llama--Llama-4-Scout-17B-16E-Instruct"))
+    old = memory_plan(architecture, H100, tensor_parallel_size=8, engine_version="0.19.0", available_kv_gib=30)
+    assert old.kv_bytes_per_token == 48 * 2 * 128 * 2, "older engines charged all layers as whole"
 
 
 def test_mimo_v2_gives_the_narrower_layers_more_tokens_in_a_block() -> None:
