@@ -30,6 +30,9 @@ FIT_KEYS = (
 )
 
 
+CHOICES_SHOWN = 16  # in one message
+
+
 class InputError(Exception):
     """The input is wrong; the text says what, and what to do. `problems` lists a stack's, one by one."""
 
@@ -51,6 +54,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         sys.stdout.flush()
     except InputError as error:
         return _fail(error, 2, as_json, error.problems)
+    except InvalidStack as error:  # a preset's file
+        return _fail(error, 2, as_json)
     except BrokenPipeError:  # whoever read the output has enough
         sys.stderr.close()
         return 1
@@ -117,7 +122,7 @@ def _parser() -> argparse.ArgumentParser:
     fit.set_defaults(run=_fit)
 
     presets = commands.add_parser("presets", help="the models there are presets for")
-    presets.add_argument("--format", choices=("text", "json"), default="text")
+    presets.add_argument("--format", choices=("text", "markdown", "json"), default="text")
     presets.set_defaults(run=_presets)
 
     schema = commands.add_parser("schema", help="the JSON Schema of stack files: > stacks/schema.json")
@@ -224,52 +229,15 @@ def _fit(options: argparse.Namespace) -> str:
 
 
 def _presets(options: argparse.Namespace) -> str:
-    from planning import catalogue
-    from planning.memory import EngineOptions
-    from planning.parallelism import choose_layout
+    from planning import listing, report
 
-    rows: list[dict[str, Any]] = []
-    for preset in map(catalogue.preset, catalogue.preset_names()):
-        shape = preset.architecture
-        layout, memory = choose_layout(
-            shape,
-            catalogue.vm_size(preset.default_vm_size),
-            replicas=None,
-            tensor_parallel_size=None,
-            pipeline_parallel_size=None,
-            options=EngineOptions(),
-        )
-        rows.append(
-            {
-                "name": preset.name,
-                "model_id": preset.model_id,
-                "revision": preset.revision,
-                "license": preset.license,
-                "gated": preset.gated,
-                "parameters": shape.parameters,
-                "dtype": shape.dtype,
-                "weights_gib": round(shape.checkpoint_bytes / (1 << 30), 2),
-                "native_context": shape.native_context,
-                "default_vm_size": preset.default_vm_size,
-                "default_tensor_parallel_size": layout.tensor_parallel_size,
-                "default_replicas": layout.replicas,
-                "default_max_model_len": memory.max_model_len,
-            }
-        )
+    found = listing.rows()
     if options.format == "json":
-        return json.dumps(rows, indent=2)
-    lines = []
-    for row in rows:
-        gated = "gated" if row["gated"] else "open"
-        replicas = f"{row['default_replicas']} replica{'s' if row['default_replicas'] > 1 else ''}"
-        lines += [
-            f"{row['name']}",
-            f"  {row['model_id']}, licence {row['license']}, {gated}",
-            f"  {row['parameters'] / 1e9:.1f} billion parameters, {row['dtype']}, {row['weights_gib']} GiB",
-            f"  {row['default_vm_size']}: {replicas} × tensor parallel size {row['default_tensor_parallel_size']}, "
-            f"{row['default_max_model_len']:,} of {row['native_context']:,} tokens of context",
-        ]
-    return "\n".join(lines)
+        return json.dumps(found, indent=2)
+    if options.format == "markdown":
+        return listing.as_markdown(found)
+    width, color = report.terminal(sys.stdout)
+    return listing.as_text(found, width, color)
 
 
 def _schema(_: argparse.Namespace) -> str:
@@ -282,7 +250,13 @@ def _known(find: Callable[[str], Any], name: str, flag: str, names: Callable[[],
     try:
         return find(name)
     except KeyError:
-        raise InputError(f"{flag} {name}: is not known; the choices are {', '.join(names())}") from None
+        import difflib
+
+        remedy = f"the choices are {', '.join(names())}"
+        if len(names()) > CHOICES_SHOWN:
+            near = difflib.get_close_matches(name, names(), n=3)
+            remedy = f"did you mean {' or '.join(near)}?" if near else "`python -m planning presets` lists them"
+        raise InputError(f"{flag} {name}: is not known; {remedy}") from None
 
 
 def _json_file(path: Path) -> dict[str, Any]:

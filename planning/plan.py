@@ -261,8 +261,8 @@ def _draft(settings: Settings, name: str, source: str, problems: list[Problem]) 
         return None
     if preset.needs_several_nodes:
         weights = preset.architecture.checkpoint_bytes / (1 << 30)
-        limit = f"needs several nodes: {weights:,.0f} GiB of weights and a KV cache fit on no VM size, and a replica "
-        limit += "that spans nodes is not built yet"
+        limit = f"needs several nodes: {weights:,.0f} GiB of weights leave no VM size room for a KV cache of use, "
+        limit += "and a replica that spans nodes is not built yet"
         refuse("preset", preset.name, limit, "choose a model that `make presets` lists with a VM size")
         return None
     try:

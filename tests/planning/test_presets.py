@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import yaml
 
-from planning import catalogue, engine
+from planning import catalogue, engine, listing
 from planning.architecture import Architecture, from_hf_config
 from planning.findings import InvalidStack, Problem, Severity
 from planning.memory import EngineOptions
@@ -65,6 +65,8 @@ def test_a_preset_decides_on_its_default_vm_size_and_its_command_line_is_vllms(n
     (model,) = _decide(name).models
     assert model.layout.vm_size == preset.default_vm_size
     assert model.memory.verdict == "fits", "a default that does not start is none"
+    least = min(preset.architecture.native_context, 32768)
+    assert model.memory.max_model_len >= least, "nobody can use so short a context"
     options: dict[str, object] = {}
     words = model.args[1:]
     for index, word in enumerate(words):
@@ -166,6 +168,14 @@ def test_parsers_and_options_are_vllms_own(name: str) -> None:
     memory = {field.name.replace("_", "-") for field in fields(EngineOptions)} | set(engine.PLANNED)
     assert not memory & set(preset.options), "the plan would not know of it"
     assert preset.chat or not (preset.tool_call_parser or preset.reasoning_parser)
+
+
+@pytest.mark.parametrize("name", ONE_NODE)
+def test_a_name_that_says_a_format_is_told_by_the_config(name: str) -> None:
+    formats = catalogue.preset(name).architecture.quantization
+    assert all(word in formats for word in ("fp8", "nvfp4") if name.endswith(word)), (
+        "vLLM would take the weights for 16 bits"
+    )
 
 
 def test_two_presets_never_name_the_same_model() -> None:
@@ -274,6 +284,17 @@ def test_a_config_may_be_a_file_beside_the_preset(tmp_path: Path) -> None:
     assert catalogue.load_preset(tmp_path / "mine.yaml").architecture.parameters == from_hf_config(config).parameters
 
 
+def test_the_example_of_the_documentation_is_a_preset(tmp_path: Path) -> None:
+    text = (catalogue.PRESETS.parent / "docs/change-the-model.md").read_text("utf-8")
+    example = next(part for part in re.findall(r"```yaml\n(.*?)```", text, re.DOTALL) if "model-id" in part)
+    (tmp_path / "mine.yaml").write_text(example)
+    (tmp_path / "my-model").mkdir()
+    (tmp_path / "my-model/config.json").write_text(json.dumps(hf_configs.load("Qwen--Qwen3-1.7B")[0]))
+    preset = catalogue.load_preset(tmp_path / "mine.yaml")
+    assert (preset.model_id, preset.tool_call_parser, preset.unknown) == ("Qwen/Qwen3-1.7B", "hermes", ())
+    assert preset.architecture.parameters == catalogue.preset("qwen3-1.7b").architecture.parameters
+
+
 def test_a_quantisation_file_beside_the_config_counts(tmp_path: Path) -> None:
     config, beside = hf_configs.load("nvidia--Qwen3-235B-A22B-NVFP4")
     (tmp_path / "mine.yaml").write_text(GOOD)
@@ -320,3 +341,24 @@ def test_what_is_no_preset_is_refused(tmp_path: Path, text: str) -> None:
 def test_all_problems_come_at_once(tmp_path: Path) -> None:
     problems = _problems(tmp_path, GOOD.replace("null", "[]") + "more: 1\n")
     assert len(problems) == 4
+
+
+# The list of them.
+
+
+def test_the_page_of_models_is_current() -> None:
+    page = (catalogue.PRESETS.parent / "docs/models.md").read_text("utf-8")
+    assert page == listing.as_markdown(listing.rows()) + "\n", (
+        "make it again: python -m planning presets --format markdown > docs/models.md"
+    )
+
+
+@pytest.mark.parametrize("width", [80, 100, 160])
+def test_the_list_names_every_model_with_its_size_and_price_on_every_terminal(width: int) -> None:
+    text = listing.as_text(listing.rows(), width=width, color=False)
+    for name in (*ONE_NODE, *SEVERAL_NODES):
+        assert re.search(rf"(^|\s){re.escape(name)}\s", text, re.MULTILINE), name
+    assert ("licence" in text) == (width > 100), "it is left out before it is cut to nothing"
+    assert f"{len(ONE_NODE)} models." in text
+    line = next(line for line in text.splitlines() if "llama-3.3-70b-instruct" in line)
+    assert width < 100 or line.split()[-3:] == ["×", "TP4", "98.32"]
