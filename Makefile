@@ -37,7 +37,7 @@ pin: $(READY) ## fill unknown revisions and digests, online: make pin PRESET=qwe
 	@$(RUN) -m preflight.pin $(PRESET)
 
 test: $(READY) ## all tests; the first run builds the control plane, about ten minutes on two cores
-	@$(RUN) -m pytest --numprocesses 2 --dist loadfile $(ARGS)
+	@$(RUN) -m pytest --numprocesses 2 --dist loadfile -m "not engine" $(ARGS)
 
 test-engine: $(READY) ## the plan against vLLM's own code on the CPU: 6 GB installed and about 20 minutes, once
 	@$(RUN) -m pytest -m engine -s tests/engine $(ARGS)
