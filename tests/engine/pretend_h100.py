@@ -56,7 +56,7 @@ class _Compiled(types.ModuleType):
 
     def __init__(self, name: str) -> None:
         super().__init__(name)
-        self.__path__: list[str] = []
+        self.__dict__["__path__"] = []
 
     def __getattr__(self, name: str) -> Any:
         if name.startswith("__"):
