@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from planning import catalogue
+from planning import catalogue, engine
 from planning.architecture import Architecture, NotModelledError, from_hf_config
 from planning.memory import GIB, EngineOptions, LayoutError, MemoryPlan, constants, memory_plan
 from tests import hf_configs
@@ -134,6 +134,11 @@ def test_a_layout_that_vllm_refuses_is_not_planned(ground_truth: dict[str, Any])
             continue  # a model that this version does not know at all has no layouts
         if NOT_HERE in case["reason"] or _layout(case) in lacking:
             counts["not here"] += 1
+            continue
+        if "decode_context_parallel_size" in case:
+            option = {"decode-context-parallel-size": case["decode_context_parallel_size"]}
+            assert engine.check(option, prefix="vllm", source="x"), "nobody can ask for it"
+            counts["refused"] += 1
             continue
         try:
             _planned(architecture, case)
