@@ -358,7 +358,7 @@ def _llama4(c: Config) -> Architecture:
         stack,
         kv_heads=kv_heads,
         head_dim=head_dim,
-        rope_dims=(2 * head_dim,),
+        rope_dims=(head_dim,),
         experts=experts,
         expert_width=width,
         encoder=_llama4_vision(c),
@@ -407,7 +407,6 @@ def _gemma4(c: Config) -> Architecture:
         experts=experts,
         expert_width=width,
         encoder=_gemma_vision(c),
-        encoder_trust="fitted",
     )
 
 

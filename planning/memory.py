@@ -283,6 +283,13 @@ def _cache_layout(
             limit=f"how it caches {architecture.hf_architecture} is not known",
             remedy=f"use {row['since']} or later",
         )
+    if row.get("only") and block_size not in (None, row["default"]):
+        raise LayoutError(
+            key="vllm.block-size",
+            value=block_size,
+            limit=f"this model's kernels take blocks of {row['default']} tokens",
+            remedy="leave it out",
+        )
     fp8 = element == 1
     rule = {**row, **row.get("fp8", {})} if fp8 else row
     block = block_size or rule.get(major, rule["default"])

@@ -140,6 +140,11 @@ def test_deepseek_v4_packs_pages_of_several_sizes_into_a_block() -> None:
     assert flash.kv_bytes_per_token < 8000, "the whole context is kept compressed by 4 or by 128"
 
 
+def test_deepseek_v4_takes_its_own_blocks_only() -> None:
+    with pytest.raises(LayoutError, match="blocks of 256 tokens"):
+        plan("deepseek-ai--DeepSeek-V4-Flash", 4, block_size=64)
+
+
 def test_llama_4_keeps_a_chunk_of_most_layers_and_all_of_some() -> None:
     scout = plan("meta-llama--Llama-4-Scout-17B-16E-Instruct", max_model_len=131072, max_num_batched_tokens=8192)
     assert scout.bytes_per_block == 12 * 16 * 2 * 128 * 2
