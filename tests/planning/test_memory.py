@@ -73,15 +73,16 @@ def test_weights_carry_the_rotary_table_and_the_allocators_rounding(
 
 
 KNOWN = [name for name, row in LOGS.items() if row.has_known_inputs]
+#: Unified memory: this log shows 1.8 GiB more non-torch memory than any card with its own.
+BEYOND = {"gpt-oss-20b, GB10, 0.25"}
 
 
 @pytest.mark.parametrize("name", KNOWN)
 def test_available_memory_is_within_the_error_that_the_plan_states(name: str) -> None:
     row = LOGS[name]
     plan = row.plan()
-    if row.data["gpu"] == "GB10" and row.architecture.hf_architecture == "GptOssForCausalLM":
-        pytest.skip("unified memory: the log shows 1.8 GiB more non-torch memory than any card with its own")
-    assert abs(plan.available_kv_gib - row.logged["available"]) <= plan.error_gib
+    within = abs(plan.available_kv_gib - row.logged["available"]) <= plan.error_gib
+    assert within == (name not in BEYOND), "a row that has come within its error leaves BEYOND"
 
 
 @pytest.mark.parametrize("name", KNOWN)
