@@ -7,7 +7,7 @@ READY := .venv/.ready
 OVERRIDES = $(foreach pair,$(SET),--set '$(pair)')
 
 .DEFAULT_GOAL := help
-.PHONY: help up down preview status plan fit presets pin test test-engine engine-contract check format bench picture clean requirements
+.PHONY: help up down preview status plan fit presets pin test test-engine engine-contract check format bench picture models clean requirements
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-15s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -62,6 +62,9 @@ bench: $(READY) ## the figures of docs/benchmarks.md, as ratios measured in one 
 
 picture: $(READY) ## draw docs/report.svg, which the README shows
 	@$(RUN) docs/picture.py
+
+models: $(READY) ## write docs/models.md, the catalogue
+	@$(RUN) -m planning presets --format markdown > docs/models.md
 
 clean: ## remove the virtual environment and tool caches
 	rm -rf .venv .pytest_cache .ruff_cache .hypothesis

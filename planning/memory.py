@@ -20,7 +20,7 @@ from planning.architecture import Architecture
 from planning.catalogue import Gpu
 from planning.findings import Finding
 from planning.kv_cache import CacheError, Request, bisect
-from planning.memory_findings import FEWER_SEQS, GIB, SUBJECT, notes, refusals
+from planning.memory_findings import FEWER_SEQS, GIB, SUBJECT, has_no_kernel, notes, refusals
 from planning.memory_rules import Constants, LayoutError, constants, version_key
 from planning.weights import split_problem, stage_bytes, stage_layers
 
@@ -240,7 +240,7 @@ def memory_plan(
         if known.tokens_by_concurrency
         else here.blocks // groups * block * wanted.decode_context_parallel_size,
         max_concurrency=concurrency,
-        longest_max_model_len=longest,
+        longest_max_model_len=0 if has_no_kernel(architecture, known, gpu) else longest,
         verdict="fits",
         trust=_trust(known, architecture, links, graph, given=weights_gib is not None),
         findings=(),

@@ -22,6 +22,11 @@ SUBJECT = "model"
 FEWER_SEQS = 256
 
 
+def has_no_kernel(architecture: Architecture, known: Constants, gpu: Gpu) -> bool:
+    """Whether vLLM refuses this model's attention on this generation of GPUs, whatever its memory."""
+    return gpu.compute_capability.partition(".")[0] in known.kernels[architecture.kernel].get("absent", ())
+
+
 def refusals(
     architecture: Architecture, known: Constants, gpu: Gpu, plan: MemoryPlan, freed_gib: float
 ) -> tuple[Finding, ...]:
@@ -31,7 +36,7 @@ def refusals(
     overheads = plan.activation_gib + plan.non_torch_gib + plan.cuda_graph_gib
     fewer = f"; max-num-seqs {FEWER_SEQS} frees {freed_gib:.2f} GiB" if freed_gib > 0.1 else ""
     found = []
-    if gpu.compute_capability.partition(".")[0] in known.kernels[architecture.kernel].get("absent", ()):
+    if has_no_kernel(architecture, known, gpu):
         found.append(
             _warning(
                 f"vLLM has no kernel of this model's attention for compute capability {gpu.compute_capability}.",

@@ -376,7 +376,7 @@ def _does_not_fit(
             limit=f"at most {best.longest_max_model_len} tokens fit on {vm.name}: {why}",
             remedy=f"set it to {best.longest_max_model_len} or lower, or use {choose}",
         )
-    limit = f"the model does not fit with tensor parallel size {best.tensor_parallel_size}: {why}"
+    limit = f"cannot serve the model, with tensor parallel size {best.tensor_parallel_size} at best: {why}"
     return LayoutError(key="vm-size", value=vm.name, limit=limit, remedy=f"use {choose}")
 
 

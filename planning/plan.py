@@ -192,7 +192,11 @@ def decide(settings: Settings, *, stack: str, source: str) -> StackPlan:
     findings = [
         *_steps(settings, models, stack),
         *(replace(finding, subject=model.name) for model in models for finding in model.memory.findings),
-        *(finding for draft in drafts for finding in engine.findings(draft.options, draft.name)),
+        *(
+            finding
+            for draft in drafts
+            for finding in engine.findings({**draft.preset.options, **draft.options}, draft.name)
+        ),
         *_interruptions(settings, models),
         *_idle(models, gpu_pools, settings.location),
         *_disk(models, gpu_pools),
@@ -227,6 +231,11 @@ class _Draft:
     layout: Layout
     memory: MemoryPlan
     options: Mapping[str, Any]
+
+    @property
+    def all_options(self) -> dict[str, Any]:
+        """The preset's and the stack's, which win."""
+        return {**self.preset.options, **self.options}
 
 
 def _draft(settings: Settings, name: str, source: str, problems: list[Problem]) -> _Draft | None:

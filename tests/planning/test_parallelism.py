@@ -225,3 +225,15 @@ def test_every_known_model_has_a_handful_of_alternatives_that_differ() -> None:
         staged += any(each.pipeline_parallel_size > 1 for each in found)
     assert compared >= 40
     assert staged, "some model is held better in stages"
+
+
+def test_gpus_without_a_kernel_for_the_model_are_refused_and_not_offered() -> None:
+    """Lowering the context does not help: no start of vLLM would."""
+    with pytest.raises(
+        LayoutError, match=r"no kernel of this model's attention for compute capability 8\.0"
+    ) as refused:
+        choose("glm-5-nvfp4", "Standard_ND96amsr_A100_v4")
+    assert refused.value.key == "vm-size"
+    offered = sizes_that_hold(catalogue.preset("glm-5-nvfp4").architecture, EngineOptions())
+    assert offered
+    assert not [name for name in offered if "A100" in name]
