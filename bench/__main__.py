@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import sys
 
-from bench import accuracy, growth, planner, program, up
+from bench import accuracy, engine, growth, planner, program, up
 from bench.figure import Figure, table
 
 SECTIONS = {
@@ -13,6 +13,7 @@ SECTIONS = {
     "planner": planner.figures,
     "program": program.figures,
     "growth": growth.figures,
+    "engine": engine.figures,
     "up": up.figures,
 }
 DEFAULT = ("accuracy", "planner", "program", "growth")
