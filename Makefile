@@ -39,7 +39,7 @@ pin: $(READY) ## fill unknown revisions and digests, online: make pin PRESET=qwe
 test: $(READY) ## all tests; the first run builds the control plane, about ten minutes on two cores
 	@$(RUN) -m pytest --numprocesses 2 --dist loadfile -m "not engine" $(ARGS)
 
-test-engine: $(READY) ## the plan against vLLM's own code on the CPU: 6 GB installed and about 20 minutes, once
+test-engine: $(READY) ## the plan against vLLM's own code on the CPU: 6 GB and half an hour the first time
 	@$(RUN) -m pytest -m engine -s tests/engine $(ARGS)
 
 engine-contract: $(READY) ## regenerate the options of a vLLM: make engine-contract VERSION=0.33.0

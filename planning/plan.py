@@ -192,11 +192,7 @@ def decide(settings: Settings, *, stack: str, source: str) -> StackPlan:
     findings = [
         *_steps(settings, models, stack),
         *(replace(finding, subject=model.name) for model in models for finding in model.memory.findings),
-        *(
-            finding
-            for draft in drafts
-            for finding in engine.findings({**draft.preset.options, **draft.options}, draft.name)
-        ),
+        *(finding for draft in drafts for finding in engine.findings(draft.all_options, draft.name)),
         *_interruptions(settings, models),
         *_idle(models, gpu_pools, settings.location),
         *_disk(models, gpu_pools),

@@ -269,3 +269,8 @@ def test_physical_names_stay_within_azures_rules_and_never_collide(one: str, oth
 
 def test_an_ordinary_stack_name_is_used_as_it_is() -> None:
     assert names.names("prod").cluster == "aks-vllm-prod"
+
+
+def test_what_a_preset_asks_of_vllm_is_looked_at_like_what_a_stack_asks() -> None:
+    found = plan({"model": {"preset": "kimi-k2.5", "vm-size": "Standard_ND96isr_H200_v5"}})
+    assert any("trust-remote-code" in finding.message for finding in found.findings), "it runs the repository's code"
