@@ -13,9 +13,10 @@ import math
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
-from planning.findings import InvalidStack, without_tokens
+from planning.command_line import InputError, Parser, add_stack, asks_for_json, fail, planned
+from planning.findings import InvalidStack
 
 FIT_KEYS = (
     "weights_gib",
@@ -33,18 +34,10 @@ FIT_KEYS = (
 CHOICES_SHOWN = 16  # in one message
 
 
-class InputError(Exception):
-    """The input is wrong; the text says what, and what to do. `problems` lists a stack's, one by one."""
-
-    def __init__(self, text: str, problems: Sequence[dict[str, Any]] = ()) -> None:
-        super().__init__(text)
-        self.problems = list(problems)
-
-
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; the exit code."""
     words = list(sys.argv[1:] if arguments is None else arguments)
-    as_json = _asks_for_json(words)
+    as_json = asks_for_json(words)
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")  # a terminal without the bar's characters still gets the report
@@ -53,51 +46,23 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(options.run(options))
         sys.stdout.flush()
     except InputError as error:
-        return _fail(error, 2, as_json, error.problems)
+        return fail(error, 2, as_json, error.problems)
     except InvalidStack as error:  # a preset's file
-        return _fail(error, 2, as_json)
+        return fail(error, 2, as_json)
     except BrokenPipeError:  # whoever read the output has enough
         sys.stderr.close()
         return 1
     except Exception as error:  # a traceback helps nobody who only wants a plan
-        return _fail(f"this should not have happened: {type(error).__name__}: {error}", 1, as_json)
+        return fail(f"this should not have happened: {type(error).__name__}: {error}", 1, as_json)
     return 0
 
 
-def _fail(text: object, code: int, as_json: bool, problems: Sequence[dict[str, Any]] = ()) -> int:
-    message = without_tokens(str(text))
-    print(message, file=sys.stderr)
-    if as_json:
-        print(json.dumps({"error": message, **({"problems": list(problems)} if problems else {})}, indent=2))
-    return code
-
-
-def _asks_for_json(words: Sequence[str]) -> bool:
-    return any(
-        word == "--format=json" or (word == "--format" and words[index + 1 : index + 2] == ["json"])
-        for index, word in enumerate(words)
-    )
-
-
-class _Parser(argparse.ArgumentParser):
-    """argparse that leaves the way of failing to `main`, and takes options only by their whole names."""
-
-    def __init__(self, **options: Any) -> None:
-        super().__init__(**options, allow_abbrev=False)
-
-    def error(self, message: str) -> NoReturn:
-        raise InputError(f"{message}; see {self.prog} --help")
-
-
 def _parser() -> argparse.ArgumentParser:
-    parser = _Parser(prog="python -m planning", description="What a stack needs, before anything is paid for.")
-    commands = parser.add_subparsers(required=True, metavar="command", parser_class=_Parser)
+    parser = Parser(prog="python -m planning", description="What a stack needs, before anything is paid for.")
+    commands = parser.add_subparsers(required=True, metavar="command", parser_class=Parser)
 
     report = commands.add_parser("report", help="what a stack file comes to: memory, layout, price, outages, steps")
-    report.add_argument("--stack", required=True, help="stacks/Pulumi.STACK.yaml")
-    report.add_argument(
-        "--set", action="append", default=[], metavar="KEY=VALUE", help="replaces a value of the file; repeatable"
-    )
+    add_stack(report)
     report.add_argument("--format", choices=("text", "markdown", "json"), default="text")
     report.set_defaults(run=_report)
 
@@ -148,25 +113,9 @@ _number.__name__, _positive.__name__ = "number", "number above 0"
 
 
 def _report(options: argparse.Namespace) -> str:
-    from planning import report, settings
-    from planning.plan import read_and_decide
+    from planning import report
 
-    reading = settings.from_file(options.stack, overrides=options.set)
-    try:
-        plan = read_and_decide(reading)
-    except InvalidStack as invalid:
-        count = f"{len(invalid.problems)} problem{'s' if len(invalid.problems) > 1 else ''}"
-        problems = [
-            {
-                "key": problem.key,
-                "value": problem.shown,
-                "limit": without_tokens(problem.limit),
-                "source": problem.source,
-                "remedy": without_tokens(problem.remedy),
-            }
-            for problem in invalid.problems
-        ]
-        raise InputError(f"{count} in {reading.source}; nothing was changed\n{invalid}", problems) from None
+    plan = planned(options.stack, options.set)
     if options.format == "json":
         return json.dumps(report.as_json(plan), indent=2)
     if options.format == "markdown":
