@@ -7,7 +7,7 @@ READY := .venv/.ready
 OVERRIDES = $(foreach pair,$(SET),--set '$(pair)')
 
 .DEFAULT_GOAL := help
-.PHONY: help up down preview status plan fit presets pin test test-engine engine-contract check format bench picture models clean requirements
+.PHONY: help up down preview status plan diff fit presets pin test test-engine engine-contract check format bench picture models clean requirements
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-15s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -26,6 +26,9 @@ status: $(READY) ## the sandbox's workloads and outputs
 
 plan: $(READY) ## the report: make plan STACK=prod SET="max-model-len=32768"
 	@$(RUN) -m planning report --stack $(STACK) $(OVERRIDES)
+
+diff: $(READY) ## what a change means for users: make diff STACK=prod BASE=main SET="max-model-len=32768"
+	@$(RUN) -m planning diff --stack $(STACK) --base $(or $(BASE),HEAD) $(OVERRIDES)
 
 fit: $(READY) ## will a model fit: make fit ARGS="--preset qwen3-8b --gpu H100-80GB --tensor-parallel-size 1"
 	@$(RUN) -m planning fit $(ARGS)

@@ -1,4 +1,4 @@
-"""The planner's command line: `report`, `fit`, `presets` and `schema`. The only place in `planning` that prints.
+"""The planner's command line: `report`, `diff`, `fit`, `presets`, `schema`. The only place in `planning` that prints.
 
 Standard output carries the answer: with `--format json` one JSON document, also on errors. Words of failure go to
 standard error. Exit codes: 0 done, 1 failed, 2 the input is wrong.
@@ -66,6 +66,13 @@ def _parser() -> argparse.ArgumentParser:
     report.add_argument("--format", choices=("text", "markdown", "json"), default="text")
     report.set_defaults(run=_report)
 
+    diff = commands.add_parser("diff", help="what a change means for the people served")
+    diff.add_argument("--stack", required=True, help="stacks/Pulumi.STACK.yaml")
+    diff.add_argument("--base", required=True, help="the stack before: a git revision, or a stack file")
+    diff.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="as for report, after the change")
+    diff.add_argument("--format", choices=("text", "markdown", "json"), default="text")
+    diff.set_defaults(run=_diff)
+
     fit = commands.add_parser("fit", help="whether a model fits on a number of GPUs")
     model = fit.add_mutually_exclusive_group(required=True)
     model.add_argument("--preset", help="a model of presets/models")
@@ -122,6 +129,22 @@ def _report(options: argparse.Namespace) -> str:
         return report.as_markdown(plan)
     width, color = report.terminal(sys.stdout)
     return report.as_text(plan, width, color)
+
+
+def _diff(options: argparse.Namespace) -> str:
+    from planning import diff, diff_page, revision
+
+    after = revision.working_tree(options.stack, options.set)
+    try:
+        before = revision.of_base(options.base, options.stack)
+    except revision.RevisionError as error:
+        raise InputError(str(error)) from None
+    if not after.exists and (Path(options.base).is_file() or not before.exists):
+        raise InputError(f"--stack {options.stack}: there is no such stack file; `ls stacks` lists them")
+    found = diff.compare(before, after, options.stack)
+    if options.format == "json":
+        return json.dumps(diff_page.as_json(found), indent=2)
+    return diff_page.as_markdown(found) if options.format == "markdown" else diff_page.as_text(found)
 
 
 def _fit(options: argparse.Namespace) -> str:

@@ -230,6 +230,13 @@ def from_file(stack: str, *, overrides: Sequence[str] = (), folder: Path = STACK
     return _read(bag, secrets, stack, source, problems, frozenset(replaced))
 
 
+def config_of(file: Path, overrides: Sequence[str] = ()) -> dict[str, Any]:
+    """What a stack file says, by full keys, with `key=value` pairs over it; empty where it is no YAML."""
+    config = _load(file, file.name)[0] or {}
+    _override(config, overrides, [])
+    return config
+
+
 def stacks(folder: Path = STACKS) -> tuple[str, ...]:
     """Names of the stacks that have a file."""
     return tuple(sorted(path.name[len("Pulumi.") : -len(".yaml")] for path in folder.glob("Pulumi.*.yaml")))
