@@ -7,7 +7,7 @@ READY := .venv/.ready
 OVERRIDES = $(foreach pair,$(SET),--set '$(pair)')
 
 .DEFAULT_GOAL := help
-.PHONY: help up down preview status plan diff fit presets pin test test-engine engine-contract check format bench picture models clean requirements
+.PHONY: help up down preview status plan diff fit size fit-serving presets pin test test-engine engine-contract check format bench picture models clean requirements
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-15s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -32,6 +32,12 @@ diff: $(READY) ## what a change means for users: make diff STACK=prod BASE=main 
 
 fit: $(READY) ## will a model fit: make fit ARGS="--preset qwen3-8b --gpu H100-80GB --tensor-parallel-size 1"
 	@$(RUN) -m planning fit $(ARGS)
+
+size: $(READY) ## what a load takes: make size ARGS="--users 200 --input-tokens 1024 --output-tokens 512 --max-tpot-ms 40"
+	@$(RUN) -m planning size $(ARGS)
+
+fit-serving: $(READY) ## fit the constants of the serving rate on bench/data/serving_measurements.csv
+	@$(RUN) -m bench.serving
 
 presets: $(READY) ## the models there are presets for
 	@$(RUN) -m planning presets

@@ -1,7 +1,7 @@
-"""The planner's command line: `report`, `diff`, `fit`, `presets`, `schema`. The only place in `planning` that prints.
+"""The planner's command line: `report`, `diff`, `fit`, `rate`, `size`, `presets` and `schema`.
 
-Standard output carries the answer: with `--format json` one JSON document, also on errors. Words of failure go to
-standard error. Exit codes: 0 done, 1 failed, 2 the input is wrong.
+The only place in `planning` that prints. Standard output carries the answer: with `--format json` one JSON document,
+also on errors. Words of failure go to standard error. Exit codes: 0 done, 1 failed, 2 the input is wrong.
 """
 
 from __future__ import annotations
@@ -9,13 +9,25 @@ from __future__ import annotations
 import argparse
 import io
 import json
-import math
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
-from planning.command_line import InputError, Parser, add_stack, asks_for_json, fail, planned
+from planning import serving_commands
+from planning.command_line import (
+    InputError,
+    Parser,
+    add_model,
+    add_stack,
+    architecture_of,
+    asks_for_json,
+    fail,
+    known,
+    number,
+    planned,
+    positive,
+    refused,
+)
 from planning.findings import InvalidStack
 
 FIT_KEYS = (
@@ -29,9 +41,6 @@ FIT_KEYS = (
     "longest_max_model_len",
     "verdict",
 )
-
-
-CHOICES_SHOWN = 16  # in one message
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -74,24 +83,24 @@ def _parser() -> argparse.ArgumentParser:
     diff.set_defaults(run=_diff)
 
     fit = commands.add_parser("fit", help="whether a model fits on a number of GPUs")
-    model = fit.add_mutually_exclusive_group(required=True)
-    model.add_argument("--preset", help="a model of presets/models")
-    model.add_argument("--config", type=Path, help="a Hugging Face config.json")
+    add_model(fit)
     fit.add_argument("--gpu", default="H100-80GB", help="decides vLLM's defaults (default: %(default)s)")
-    fit.add_argument("--gpu-memory-gib", type=_positive, metavar="GIB", help="replaces the memory of --gpu")
+    fit.add_argument("--gpu-memory-gib", type=positive, metavar="GIB", help="replaces the memory of --gpu")
     fit.add_argument("--tensor-parallel-size", type=int, required=True, metavar="N")
     fit.add_argument("--pipeline-parallel-size", type=int, default=1, metavar="N")
     fit.add_argument("--max-model-len", type=int, metavar="TOKENS", help="default: what the model was made for")
     fit.add_argument("--max-num-seqs", type=int, metavar="N")
     fit.add_argument("--max-num-batched-tokens", type=int, metavar="N")
-    fit.add_argument("--gpu-memory-utilization", type=_number, metavar="SHARE")
+    fit.add_argument("--gpu-memory-utilization", type=number, metavar="SHARE")
     fit.add_argument("--kv-cache-dtype", metavar="DTYPE", help="auto or fp8")
     fit.add_argument("--block-size", type=int, metavar="TOKENS")
-    fit.add_argument("--weights-gib", type=_positive, metavar="GIB", help="per GPU, replaces the computed value")
-    fit.add_argument("--available-kv-gib", type=_number, metavar="GIB", help="per GPU, replaces the computed value")
+    fit.add_argument("--weights-gib", type=positive, metavar="GIB", help="per GPU, replaces the computed value")
+    fit.add_argument("--available-kv-gib", type=number, metavar="GIB", help="per GPU, replaces the computed value")
     fit.add_argument("--vllm-version", metavar="VERSION", help="default: the one that is deployed")
     fit.add_argument("--format", choices=("text", "json"), default="text")
     fit.set_defaults(run=_fit)
+
+    serving_commands.add(commands)
 
     presets = commands.add_parser("presets", help="the models there are presets for")
     presets.add_argument("--format", choices=("text", "markdown", "json"), default="text")
@@ -100,23 +109,6 @@ def _parser() -> argparse.ArgumentParser:
     schema = commands.add_parser("schema", help="the JSON Schema of stack files: > stacks/schema.json")
     schema.set_defaults(run=_schema)
     return parser
-
-
-def _number(text: str) -> float:
-    value = float(text)
-    if not math.isfinite(value):
-        raise ValueError(text)
-    return value
-
-
-def _positive(text: str) -> float:
-    if (value := _number(text)) <= 0:
-        raise ValueError(text)
-    return value
-
-
-# What argparse says where one of these refuses a value.
-_number.__name__, _positive.__name__ = "number", "number above 0"
 
 
 def _report(options: argparse.Namespace) -> str:
@@ -149,16 +141,12 @@ def _diff(options: argparse.Namespace) -> str:
 
 def _fit(options: argparse.Namespace) -> str:
     from planning import catalogue
-    from planning.architecture import NotModelledError, from_hf_config
     from planning.memory import EngineOptions, LayoutError, memory_plan
     from planning.report import finding_as_json
 
-    gpu = _known(catalogue.gpu, options.gpu, "--gpu", catalogue.gpu_names)
+    gpu = known(catalogue.gpu, options.gpu, "--gpu", catalogue.gpu_names)
+    architecture = architecture_of(options)
     try:
-        if options.preset is not None:
-            architecture = _known(catalogue.preset, options.preset, "--preset", catalogue.preset_names).architecture
-        else:
-            architecture = from_hf_config(_json_file(options.config), _beside(options.config, "hf_quant_config.json"))
         plan = memory_plan(
             architecture,
             gpu,
@@ -177,10 +165,8 @@ def _fit(options: argparse.Namespace) -> str:
             weights_gib=options.weights_gib,
             available_kv_gib=options.available_kv_gib,
         )
-    except NotModelledError as error:
-        raise InputError(str(error)) from None
     except LayoutError as error:
-        raise InputError(f"--{error.key.removeprefix('vllm.')} {error.value}: {error.limit}; {error.remedy}") from None
+        raise refused(error) from None
     if options.format == "json":
         answer = {key: getattr(plan, key) for key in FIT_KEYS}
         return json.dumps({**answer, "findings": [finding_as_json(finding) for finding in plan.findings]}, indent=2)
@@ -216,36 +202,6 @@ def _schema(_: argparse.Namespace) -> str:
     from planning import settings
 
     return json.dumps(settings.schema(), indent=2)
-
-
-def _known(find: Callable[[str], Any], name: str, flag: str, names: Callable[[], Sequence[str]]) -> Any:
-    try:
-        return find(name)
-    except KeyError:
-        import difflib
-
-        remedy = f"the choices are {', '.join(names())}"
-        if len(names()) > CHOICES_SHOWN:
-            near = difflib.get_close_matches(name, names(), n=3)
-            remedy = f"did you mean {' or '.join(near)}?" if near else "`python -m planning presets` lists them"
-        raise InputError(f"{flag} {name}: is not known; {remedy}") from None
-
-
-def _json_file(path: Path) -> dict[str, Any]:
-    try:
-        content = json.loads(path.read_text("utf-8"))
-    except OSError as error:
-        raise InputError(f"--config {path}: {error.strerror or 'cannot be read'}; name a config.json") from None
-    except (ValueError, RecursionError):
-        raise InputError(f"--config {path}: is not JSON; name a model's config.json") from None
-    if not isinstance(content, dict):
-        raise InputError(f"--config {path}: holds no JSON object; name a model's config.json")
-    return content
-
-
-def _beside(path: Path, name: str) -> dict[str, Any] | None:
-    beside = path.parent / name
-    return _json_file(beside) if beside.is_file() else None
 
 
 if __name__ == "__main__":

@@ -69,6 +69,15 @@ class Preset:
 
 
 @dataclass(frozen=True, kw_only=True)
+class GpuSpeed:
+    """What the data sheet promises. T = 10^12, G = 10^9; arithmetic without sparsity."""
+
+    memory_tb_per_s: float
+    tflops: float  # 16 bits
+    link_gb_per_s: float  # one direction
+
+
+@dataclass(frozen=True, kw_only=True)
 class Gpu:
     """One GPU as vLLM sees it."""
 
@@ -77,6 +86,7 @@ class Gpu:
     compute_capability: str
     links: str  # nvlink | pcie: between the GPUs of one replica
     source: str
+    speed: GpuSpeed | None = None  # None: no vLLM server on it was measured
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -104,6 +114,11 @@ class VmSize:
     def cheapest_price(self) -> float | None:
         """The lowest known price of any region, US dollars per hour."""
         return min(self.price_per_hour.values(), default=None)
+
+    @property
+    def cheapest_region(self) -> str | None:
+        """Where that is."""
+        return min(self.price_per_hour, key=self.price_per_hour.__getitem__, default=None)
 
 
 @cache
@@ -248,12 +263,17 @@ def gpu_names() -> tuple[str, ...]:
 def gpu(name: str) -> Gpu:
     """One GPU. Raises KeyError where it is not in the file."""
     data = _read("gpus.yaml")["gpus"][name]
+    speed = data.get("speed")
     return Gpu(
         name=name,
         memory_gib=float(data["memory-gib"]),
         compute_capability=data["compute-capability"],
         links=data["links"],
         source=data["source"],
+        speed=speed
+        and GpuSpeed(
+            memory_tb_per_s=speed["memory-tb-per-s"], tflops=speed["tflops"], link_gb_per_s=speed["link-gb-per-s"]
+        ),
     )
 
 
@@ -305,3 +325,8 @@ def engine_memory(version: str) -> Mapping[str, Any]:
     if version not in engine_versions():
         raise KeyError(version)
     return _read(f"engines/vllm-{version}/memory.yaml")
+
+
+def serving_rate() -> Mapping[str, Any]:
+    """The constants and error bars of `planning/serving_rate.py`."""
+    return _read("serving-rate.yaml")
