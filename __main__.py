@@ -9,6 +9,7 @@ import pulumi
 from pulumi.runtime.config import CONFIG, get_config_env, get_config_secret_keys_env, is_config_secret
 
 from components.cluster import Cluster, ClusterArgs
+from components.cluster_care import ClusterCare, ClusterCareArgs
 from components.gpu_pool import GpuPool, GpuPoolArgs
 from components.gpu_runtime import GpuRuntime
 from components.kubernetes_access import KubernetesAccess, KubernetesAccessArgs
@@ -42,6 +43,7 @@ cluster = Cluster("cluster", ClusterArgs(plan=plan.cluster, names=plan.names))
 pools: list[GpuPool] = []
 for pool in plan.gpu_pools:
     pools.append(GpuPool(f"gpu-{pool.name}", GpuPoolArgs(plan=pool, cluster=cluster, after=pools[-1:])))
+ClusterCare("cluster-care", ClusterCareArgs(plan=plan.cluster, names=plan.names, cluster=cluster, after=pools))
 access = KubernetesAccess("access", KubernetesAccessArgs(plan=plan.cluster, cluster=cluster, pools=pools))
 GpuRuntime("gpu-runtime", plan.device_plugin, access.in_cluster)
 token = pulumi.Config().get_secret("hf-token") if plan.needs_hf_token else None

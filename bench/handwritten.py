@@ -10,11 +10,13 @@ import uuid
 
 import pulumi
 import pulumi_kubernetes as kubernetes
-from pulumi_azure_native import authorization, containerservice, resources
+from pulumi_azure_native import authorization, containerservice, managedidentity, network, resources
 from pulumi_kubernetes import apps, core, meta, policy
 
 from planning.kubeconfig import for_kubelogin
 
+NETWORK_CONTRIBUTOR = "4d97b98b-1d4f-4787-a291-c67834d212e7"
+IDENTITY_OPERATOR = "f1a07417-d97a-45cb-824c-7a7467783830"
 ADMIN = "b1ff04bb-8a4e-4dc4-8eb5-8693973ce19b"
 MODEL = "/models/Llama-3.3-70B-Instruct/6f6073b423013f6a7d4d9f39144961bfbfbc386b"
 IMAGE = "vllm/vllm-openai:v0.33.0"
@@ -31,6 +33,63 @@ def main() -> None:
     group = resources.ResourceGroup(
         "cluster-resource-group", resource_group_name="rg-aks-vllm-test", location="eastus", tags=TAGS
     )
+    own, kubelet = (
+        managedidentity.UserAssignedIdentity(
+            name, resource_name_=physical, resource_group_name=group.name, location="eastus", tags=TAGS
+        )
+        for name, physical in (
+            ("cluster-identity", "id-aks-test"),
+            ("cluster-kubelet-identity", "id-kubelet-test"),
+        )
+    )
+    public_ip = network.PublicIPAddress(
+        "network-public-ip",
+        public_ip_address_name="pip-test",
+        resource_group_name=group.name,
+        location="eastus",
+        tags=TAGS,
+        sku=network.PublicIPAddressSkuArgs(name="Standard"),
+        public_ip_allocation_method="Static",
+    )
+    nat_gateway = network.NatGateway(
+        "network-nat-gateway",
+        nat_gateway_name="nat-test",
+        resource_group_name=group.name,
+        location="eastus",
+        tags=TAGS,
+        sku=network.NatGatewaySkuArgs(name="Standard"),
+        idle_timeout_in_minutes=10,
+        public_ip_addresses=[network.SubResourceArgs(id=public_ip.id)],
+    )
+    security_group = network.NetworkSecurityGroup(
+        "network-security-group",
+        network_security_group_name="nsg-test",
+        resource_group_name=group.name,
+        location="eastus",
+        tags=TAGS,
+    )
+    virtual_network = network.VirtualNetwork(
+        "network-virtual-network",
+        virtual_network_name="vnet-test",
+        resource_group_name=group.name,
+        location="eastus",
+        tags=TAGS,
+        address_space=network.AddressSpaceArgs(address_prefixes=["10.224.0.0/16"]),
+        subnets=[
+            network.SubnetArgs(
+                name="nodes",
+                address_prefix="10.224.0.0/20",
+                nat_gateway=network.SubResourceArgs(id=nat_gateway.id),
+                network_security_group=network.NetworkSecurityGroupArgs(id=security_group.id),
+                default_outbound_access=False,
+            )
+        ],
+    )
+    subnet = pulumi.Output.concat(virtual_network.id, "/subnets/nodes")
+    grants = [
+        _grant("cluster-kubelet-identity-grant", kubelet.id, IDENTITY_OPERATOR, own.principal_id, "ServicePrincipal"),
+        _grant("cluster-network-grant", virtual_network.id, NETWORK_CONTRIBUTOR, own.principal_id, "ServicePrincipal"),
+    ]
     cluster = containerservice.ManagedCluster(
         "cluster-managed-cluster",
         resource_name_="aks-vllm-test",
@@ -42,8 +101,13 @@ def main() -> None:
         kubernetes_version="1.36",
         sku=containerservice.ManagedClusterSKUArgs(name="Base", tier="Free"),
         identity=containerservice.ManagedClusterIdentityArgs(
-            type=containerservice.ResourceIdentityType.SYSTEM_ASSIGNED
+            type=containerservice.ResourceIdentityType.USER_ASSIGNED, user_assigned_identities=[own.id]
         ),
+        identity_profile={
+            "kubeletidentity": containerservice.UserAssignedIdentityArgs(
+                resource_id=kubelet.id, client_id=kubelet.client_id, object_id=kubelet.principal_id
+            )
+        },
         agent_pool_profiles=[
             containerservice.ManagedClusterAgentPoolProfileArgs(
                 name="system",
@@ -51,6 +115,8 @@ def main() -> None:
                 type="VirtualMachineScaleSets",
                 vm_size="Standard_D4ds_v5",
                 count=2,
+                availability_zones=["1", "2", "3"],
+                vnet_subnet_id=subnet,
                 os_type="Linux",
                 node_taints=["CriticalAddonsOnly=true:NoSchedule"],
             )
@@ -61,7 +127,7 @@ def main() -> None:
             network_dataplane="cilium",
             network_policy="cilium",
             load_balancer_sku="standard",
-            outbound_type="loadBalancer",
+            outbound_type="userAssignedNATGateway",
             pod_cidr="10.244.0.0/16",
             service_cidr="10.245.0.0/16",
             dns_service_ip="10.245.0.10",
@@ -80,7 +146,7 @@ def main() -> None:
         security_profile=containerservice.ManagedClusterSecurityProfileArgs(
             workload_identity=containerservice.ManagedClusterSecurityProfileWorkloadIdentityArgs(enabled=True)
         ),
-        opts=pulumi.ResourceOptions(ignore_changes=["agentPoolProfiles"]),
+        opts=pulumi.ResourceOptions(depends_on=grants, ignore_changes=["agentPoolProfiles"]),
     )
     pool = containerservice.AgentPool(
         "gpu-h100x8-agent-pool",
@@ -98,6 +164,7 @@ def main() -> None:
         os_disk_type="Ephemeral",
         os_disk_size_gb=1000,
         kubelet_disk_type="OS",
+        vnet_subnet_id=subnet,
         gpu_profile=containerservice.GPUProfileArgs(driver="Install"),
         node_labels={"aks-vllm/pool": "h100x8"},
         node_taints=["nvidia.com/gpu=present:NoSchedule"],
@@ -112,19 +179,20 @@ def main() -> None:
         ),
     )
     deployer = authorization.get_client_config_output()
-    grant = authorization.RoleAssignment(
-        "access-deployer",
-        role_assignment_name=pulumi.Output.all(cluster.id, deployer.object_id).apply(
-            lambda parts: str(uuid.uuid5(uuid.NAMESPACE_URL, f"{parts[0].lower()}/{ADMIN}/{parts[1]}"))
+    grant = _grant("access-deployer", cluster.id, ADMIN, deployer.object_id, None)
+    containerservice.MaintenanceConfiguration(
+        "cluster-care-maintenance",
+        config_name="default",
+        resource_group_name=group.name,
+        resource_name_=cluster.name,
+        maintenance_window=containerservice.MaintenanceWindowArgs(
+            duration_hours=4,
+            start_time="02:00",
+            schedule=containerservice.ScheduleArgs(
+                weekly=containerservice.WeeklyScheduleArgs(day_of_week="Sunday", interval_weeks=1)
+            ),
         ),
-        scope=cluster.id,
-        role_definition_id=deployer.subscription_id.apply(
-            lambda subscription: (
-                f"/subscriptions/{subscription}/providers/Microsoft.Authorization/roleDefinitions/{ADMIN}"
-            )
-        ),
-        principal_id=deployer.object_id,
-        principal_type=pulumi.Output.from_input(None),
+        opts=pulumi.ResourceOptions(depends_on=[pool], deleted_with=cluster),
     )
     credentials = containerservice.list_managed_cluster_user_credentials_output(
         resource_group_name=group.name,
@@ -390,6 +458,27 @@ def _pod(token: pulumi.Output[str]) -> core.v1.PodSpecArgs:
                 ),
             ),
         ],
+    )
+
+
+def _grant(
+    name: str,
+    scope: pulumi.Output[str],
+    role: str,
+    principal: pulumi.Input[str],
+    kind: str | None,
+) -> authorization.RoleAssignment:
+    return authorization.RoleAssignment(
+        name,
+        role_assignment_name=pulumi.Output.all(scope, principal).apply(
+            lambda parts: str(uuid.uuid5(uuid.NAMESPACE_URL, f"{parts[0].lower()}/{role}/{parts[1]}"))
+        ),
+        scope=scope,
+        role_definition_id=scope.apply(
+            lambda path: "/".join(path.split("/")[:3]) + f"/providers/Microsoft.Authorization/roleDefinitions/{role}"
+        ),
+        principal_id=principal,
+        principal_type=pulumi.Output.from_input(kind),
     )
 
 

@@ -1,14 +1,16 @@
-"""The AKS cluster and the resource group that holds it."""
+"""The AKS cluster, with the resource group, the identities and the network that it stands on."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
 import pulumi
-from pulumi_azure_native import containerservice, resources
+from pulumi_azure_native import containerservice, managedidentity, operationalinsights, resources
 
+from components.grants import grant
+from components.network import Network, NetworkArgs
+from planning.cluster import MANAGED_IDENTITY_OPERATOR, NETWORK_CONTRIBUTOR, ClusterPlan, SystemPoolPlan
 from planning.names import Names
-from planning.plan import ClusterPlan, SystemPoolPlan
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -20,12 +22,14 @@ class ClusterArgs:
 
 
 class Cluster(pulumi.ComponentResource):
-    """Resource group and managed cluster with its system pool. GPU pools are `GpuPool`s of their own."""
+    """Resource group, identities, network and managed cluster with its system pool. GPU pools are `GpuPool`s."""
 
     resource_group: resources.ResourceGroup
     managed_cluster: containerservice.ManagedCluster
     kubernetes_version: str
     physical_name: str  # known before the cluster exists, unlike `managed_cluster.name`
+    node_subnet_id: pulumi.Input[str]
+    workspace_id: pulumi.Output[str] | None  # of Log Analytics, where the control plane's logs go
 
     def __init__(self, name: str, args: ClusterArgs, opts: pulumi.ResourceOptions | None = None) -> None:
         super().__init__("aks-vllm:index:Cluster", name, None, opts)
@@ -40,6 +44,43 @@ class Cluster(pulumi.ComponentResource):
             # Whoever deletes the group deletes the cluster in it.
             opts=pulumi.ResourceOptions(parent=self, protect=plan.protect),
         )
+        own = self._identity(f"{name}-identity", names.cluster_identity, plan)
+        kubelet = self._identity(f"{name}-kubelet-identity", names.kubelet_identity, plan)
+        network = None
+        self.node_subnet_id = plan.network.subnet_id or ""
+        if plan.network.subnet_id is None:
+            network_args = NetworkArgs(plan=plan, names=names, resource_group=self.resource_group)
+            network = Network("network", network_args, pulumi.ResourceOptions(parent=self))
+            self.node_subnet_id = network.node_subnet_id
+
+        # All of them before the cluster: AKS checks what its identity may do when it begins.
+        grants = {"kubelet-identity": (kubelet.id, MANAGED_IDENTITY_OPERATOR)}
+        if network is not None:
+            grants["network"] = (network.virtual_network.id, NETWORK_CONTRIBUTOR)
+        grants |= {each.name: (pulumi.Output.from_input(each.scope), each.role) for each in plan.grants}
+        granted = [
+            grant(
+                f"{name}-{on}-grant",
+                role=role,
+                scope=scope,
+                principal_id=own.principal_id,
+                opts=pulumi.ResourceOptions(parent=self),
+            )
+            for on, (scope, role) in grants.items()
+        ]
+        self.workspace_id = None
+        if plan.logs is not None:
+            workspace = operationalinsights.Workspace(
+                f"{name}-log-analytics",
+                workspace_name=names.log_analytics,
+                resource_group_name=self.resource_group.name,
+                location=plan.location,
+                tags=plan.tags,
+                sku=operationalinsights.WorkspaceSkuArgs(name="PerGB2018"),
+                retention_in_days=plan.logs.days,
+                opts=pulumi.ResourceOptions(parent=self),
+            )
+            self.workspace_id = workspace.id
         # The logical names above and below are the cluster's identity in state: renaming one replaces the cluster.
         self.managed_cluster = containerservice.ManagedCluster(
             f"{name}-managed-cluster",
@@ -51,13 +92,18 @@ class Cluster(pulumi.ComponentResource):
             node_resource_group=names.node_resource_group,
             kubernetes_version=plan.kubernetes_version,
             sku=containerservice.ManagedClusterSKUArgs(name="Base", tier=plan.sku_tier),
-            # AKS grants a system-assigned identity what it needs in its own virtual network and node resource group;
-            # a user-assigned one would be one more resource and one more grant to wait for.
             identity=containerservice.ManagedClusterIdentityArgs(
-                type=containerservice.ResourceIdentityType.SYSTEM_ASSIGNED
+                type=containerservice.ResourceIdentityType.USER_ASSIGNED, user_assigned_identities=[own.id]
             ),
-            agent_pool_profiles=[_system_pool(plan)],
+            # What pulls images: known beforehand, so that a registry can be opened to it before the first pod.
+            identity_profile={
+                "kubeletidentity": containerservice.UserAssignedIdentityArgs(
+                    resource_id=kubelet.id, client_id=kubelet.client_id, object_id=kubelet.principal_id
+                )
+            },
+            agent_pool_profiles=[_system_pool(plan.system_pool, self.node_subnet_id)],
             network_profile=_network(plan),
+            api_server_access_profile=_access(plan, network),
             auto_scaler_profile=_autoscaler(plan),
             # Every automatic upgrade replaces GPU nodes at a time nobody chose, and a drained one-node pool is an
             # outage: the Kubernetes version of the stack file is the only thing that starts one.
@@ -67,16 +113,17 @@ class Cluster(pulumi.ComponentResource):
             enable_rbac=True,
             disable_local_accounts=True,
             aad_profile=containerservice.ManagedClusterAADProfileArgs(managed=True, enable_azure_rbac=True),
-            api_server_access_profile=containerservice.ManagedClusterAPIServerAccessProfileArgs(
-                disable_run_command=True  # `az aks command invoke` would go around the API server's access rules
-            ),
             oidc_issuer_profile=containerservice.ManagedClusterOIDCIssuerProfileArgs(enabled=True),
-            security_profile=containerservice.ManagedClusterSecurityProfileArgs(
-                workload_identity=containerservice.ManagedClusterSecurityProfileWorkloadIdentityArgs(enabled=True)
+            security_profile=_security(plan, self.workspace_id),
+            addon_profiles=(
+                {"azurepolicy": containerservice.ManagedClusterAddonProfileArgs(enabled=True)}
+                if plan.azure_policy
+                else None
             ),
             opts=pulumi.ResourceOptions(
                 parent=self,
                 protect=plan.protect,
+                depends_on=granted,
                 # Azure reports every pool here, the GPU pools too. After a refresh an edit of the inline list would
                 # set all of them to Scaling (pulumi-azure-native#4264) and removing one deletes nothing (#1686).
                 ignore_changes=["agentPoolProfiles"],
@@ -84,15 +131,28 @@ class Cluster(pulumi.ComponentResource):
         )
         self.register_outputs({"clusterName": self.managed_cluster.name})
 
+    def _identity(self, name: str, physical: str, plan: ClusterPlan) -> managedidentity.UserAssignedIdentity:
+        return managedidentity.UserAssignedIdentity(
+            name,
+            resource_name_=physical,
+            resource_group_name=self.resource_group.name,
+            location=plan.location,
+            tags=plan.tags,
+            opts=pulumi.ResourceOptions(parent=self),
+        )
 
-def _system_pool(plan: ClusterPlan) -> containerservice.ManagedClusterAgentPoolProfileArgs:
-    pool: SystemPoolPlan = plan.system_pool
+
+def _system_pool(
+    pool: SystemPoolPlan, subnet: pulumi.Input[str]
+) -> containerservice.ManagedClusterAgentPoolProfileArgs:
     return containerservice.ManagedClusterAgentPoolProfileArgs(
         name=pool.name,
         mode="System",
         type="VirtualMachineScaleSets",
         vm_size=pool.vm_size,
         count=pool.count,
+        availability_zones=list(pool.zones) or None,
+        vnet_subnet_id=subnet,
         os_type="Linux",
         node_taints=list(pool.taints),
     )
@@ -107,11 +167,45 @@ def _network(plan: ClusterPlan) -> containerservice.ContainerServiceNetworkProfi
         network_policy="cilium",
         load_balancer_sku="standard",
         # All of it, always: the provider fills gaps with its own defaults, and changing one later replaces the cluster.
-        outbound_type="loadBalancer",
-        pod_cidr=plan.pod_cidr,
-        service_cidr=plan.service_cidr,
-        dns_service_ip=plan.dns_service_ip,
+        outbound_type=plan.network.outbound_type,
+        pod_cidr=plan.network.pod_cidr,
+        service_cidr=plan.network.service_cidr,
+        dns_service_ip=plan.network.dns_service_ip,
     )
+
+
+def _access(plan: ClusterPlan, network: Network | None) -> containerservice.ManagedClusterAPIServerAccessProfileArgs:
+    ranges: list[pulumi.Input[str]] = list(plan.api_server.authorized_ip_ranges)
+    if ranges and network is not None:
+        # AKS adds a load balancer's address by itself, but not the NAT gateway's, which its nodes call from.
+        ranges.append(pulumi.Output.concat(network.egress_ip, "/32"))
+    return containerservice.ManagedClusterAPIServerAccessProfileArgs(
+        disable_run_command=True,  # `az aks command invoke` would go around these rules
+        enable_private_cluster=True if plan.api_server.private else None,
+        private_dns_zone="system" if plan.api_server.private else None,
+        enable_private_cluster_public_fqdn=False if plan.api_server.private else None,
+        authorized_ip_ranges=ranges or None,
+    )
+
+
+def _security(
+    plan: ClusterPlan, workspace: pulumi.Output[str] | None
+) -> containerservice.ManagedClusterSecurityProfileArgs:
+    profile = containerservice.ManagedClusterSecurityProfileArgs(
+        workload_identity=containerservice.ManagedClusterSecurityProfileWorkloadIdentityArgs(enabled=True)
+    )
+    if plan.image_cleaner_hours is not None:
+        profile.image_cleaner = containerservice.ManagedClusterSecurityProfileImageCleanerArgs(
+            enabled=True, interval_hours=plan.image_cleaner_hours
+        )
+    if plan.defender:
+        profile.defender = containerservice.ManagedClusterSecurityProfileDefenderArgs(
+            log_analytics_workspace_resource_id=workspace,
+            security_monitoring=containerservice.ManagedClusterSecurityProfileDefenderSecurityMonitoringArgs(
+                enabled=True
+            ),
+        )
+    return profile
 
 
 def _autoscaler(plan: ClusterPlan) -> containerservice.ManagedClusterPropertiesAutoScalerProfileArgs:

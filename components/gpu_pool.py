@@ -13,7 +13,19 @@ from planning.capacity import GpuPoolPlan
 
 #: What this pool sets, the AKS API never changes on an existing pool (PropertyChangeNotAllowed) and the provider would
 #: still try to update in place (pulumi-azure-native#959). Wire names: a wrong one never matches, and nothing warns.
-IMMUTABLE = ("osDiskSizeGB", "osDiskType", "kubeletDiskType", "osType", "gpuProfile", "type")
+IMMUTABLE = (
+    "osDiskSizeGB",
+    "osDiskType",
+    "kubeletDiskType",
+    "osType",
+    "gpuProfile",
+    "type",
+    "availabilityZones",
+    "scaleSetPriority",
+    "scaleSetEvictionPolicy",
+    "spotMaxPrice",
+    "vnetSubnetID",
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,7 +48,7 @@ class GpuPool(pulumi.ComponentResource):
 
         self.agent_pool = containerservice.AgentPool(
             f"{name}-agent-pool",
-            agent_pool_name=plan.name,
+            agent_pool_name=plan.agent_pool_name,
             resource_group_name=args.cluster.resource_group.name,
             resource_name_=args.cluster.managed_cluster.name,
             mode="User",
@@ -53,6 +65,13 @@ class GpuPool(pulumi.ComponentResource):
             os_disk_type=plan.os_disk_type,
             os_disk_size_gb=plan.os_disk_size_gb,
             kubelet_disk_type="OS",
+            vnet_subnet_id=args.cluster.node_subnet_id,
+            availability_zones=list(plan.zones) or None,
+            scale_set_priority="Spot" if plan.spot else None,
+            # Deleted: a deallocated node would keep its quota. No price limit: evicted for capacity alone.
+            scale_set_eviction_policy="Delete" if plan.spot else None,
+            spot_max_price=-1 if plan.spot else None,
+            capacity_reservation_group_id=plan.capacity_reservation_group,
             gpu_profile=containerservice.GPUProfileArgs(driver=plan.driver),
             node_labels=plan.labels,
             node_taints=list(plan.taints),
@@ -69,8 +88,8 @@ class GpuPool(pulumi.ComponentResource):
                 # The autoscaler owns the number: an update must not undo its work.
                 ignore_changes=["count"] if plan.autoscale else None,
                 replace_on_changes=list(IMMUTABLE),
-                # Its name is fixed, and there is no quota for a second pool beside it.
-                delete_before_replace=True,
+                # A pool that Azure cannot change gets another name; the plan knows whether quota holds both.
+                delete_before_replace=not plan.create_first,
                 # Fails with a word while the provider's own two hours would still wait for capacity. Updates keep
                 # those two hours: they drain node after node.
                 custom_timeouts=pulumi.CustomTimeouts(create=f"{plan.create_timeout_minutes}m"),

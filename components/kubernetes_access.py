@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import uuid
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -13,8 +12,9 @@ from pulumi_azure_native import authorization, containerservice
 
 from components.cluster import Cluster
 from components.gpu_pool import GpuPool
+from components.grants import grant
+from planning.cluster import ClusterPlan
 from planning.kubeconfig import for_kubelogin
-from planning.plan import ClusterPlan
 
 #: Azure Kubernetes Service RBAC Cluster Admin.
 #: https://learn.microsoft.com/azure/role-based-access-control/built-in-roles
@@ -43,20 +43,12 @@ class KubernetesAccess(pulumi.ComponentResource):
 
         # Local accounts are off and Azure decides who may do what: without this even the cluster's creator may not.
         # It takes up to five minutes to apply; the first GPU pool, created meanwhile, takes longer.
-        grant = authorization.RoleAssignment(
+        granted = grant(
             f"{name}-deployer",
-            role_assignment_name=pulumi.Output.all(cluster.id, deployer.object_id).apply(_assignment_name),
+            role=RBAC_CLUSTER_ADMIN,
             scope=cluster.id,
-            role_definition_id=deployer.subscription_id.apply(
-                lambda subscription: (
-                    f"/subscriptions/{subscription}/providers/Microsoft.Authorization"
-                    f"/roleDefinitions/{RBAC_CLUSTER_ADMIN}"
-                )
-            ),
             principal_id=deployer.object_id,
-            # A person or a pipeline's service principal: Azure looks it up where the type is absent. Left out, the SDK
-            # would fill in "User" (Azure/azure-rest-api-specs#21664) and pipelines fail with UnmatchedPrincipalType.
-            principal_type=pulumi.Output.from_input(None),
+            principal_type=None,
             opts=pulumi.ResourceOptions(parent=self),
         )
         credentials = containerservice.list_managed_cluster_user_credentials_output(
@@ -64,7 +56,7 @@ class KubernetesAccess(pulumi.ComponentResource):
             resource_name=cluster.name,
             format="exec",
             # Without it the call is made at the first preview, when there is no cluster to ask.
-            opts=pulumi.InvokeOutputOptions(parent=self, depends_on=[cluster, grant]),
+            opts=pulumi.InvokeOutputOptions(parent=self, depends_on=[cluster, granted]),
         )
         # Invokes never return secrets: this is the first place that can mark it.
         self.kubeconfig = pulumi.Output.secret(credentials).apply(
@@ -77,7 +69,7 @@ class KubernetesAccess(pulumi.ComponentResource):
             cluster_identifier=args.cluster.physical_name,
             opts=pulumi.ResourceOptions(
                 parent=self,
-                depends_on=[grant, *(pool.agent_pool for pool in args.pools)],
+                depends_on=[granted, *(pool.agent_pool for pool in args.pools)],
                 # A new cluster of the same name is empty: without this, what was in the old one would be taken for
                 # still there.
                 replace_with=[cluster],
@@ -87,9 +79,3 @@ class KubernetesAccess(pulumi.ComponentResource):
         # would do the same whenever the network is down, and leave the objects behind.
         self.in_cluster = pulumi.ResourceOptions(providers={"kubernetes": provider}, deleted_with=cluster)
         self.register_outputs({"kubeconfig": self.kubeconfig})
-
-
-def _assignment_name(scope_and_principal: Sequence[str]) -> str:
-    """The same grant gets the same name, so that a second attempt finds it instead of RoleAssignmentExists."""
-    scope, principal = scope_and_principal
-    return str(uuid.uuid5(uuid.NAMESPACE_URL, f"{scope.lower()}/{RBAC_CLUSTER_ADMIN}/{principal}"))

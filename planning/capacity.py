@@ -2,19 +2,32 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from planning import catalogue
 from planning.catalogue import VmSize
 from planning.findings import Finding, Severity
 from planning.parallelism import Layout, LayoutError, sizes_that_hold
 
+if TYPE_CHECKING:
+    from planning.settings import GpuNodes
+
 __all__ = ["CostPlan", "GpuPoolPlan", "QuotaNeed", "cost", "gpu_pool", "quota_needs", "sizes_that_hold"]
 
 #: The taint that keeps other pods off GPU nodes; AKS sets none (AKS docs, best practices for GPU pools).
 GPU_TAINT = "nvidia.com/gpu=present:NoSchedule"
 POOL_LABEL = "aks-vllm/pool"
+#: AKS sets both on spot nodes; a pool that does not declare them is never up to date (pulumi-azure-native#959).
+SPOT_LABEL = "kubernetes.azure.com/scalesetpriority"
+SPOT_TAINT = f"{SPOT_LABEL}=spot:NoSchedule"
+DRIVER = "Install"  # AKS installs the NVIDIA driver
+
+#: Characters of an agent pool's name (AKS: 12), the last of them a hash.
+POOL_NAME_MAX, POOL_HASH = 12, 4
 
 #: An AKS agent pool has at most 1,000 nodes (AKS docs, quotas).
 POOL_NODES_MAX = 1000
@@ -30,7 +43,9 @@ HOURS_PER_MONTH = 730
 class GpuPoolPlan:
     """One AKS agent pool of GPU nodes; models of the same VM size share it."""
 
-    name: str  # ^[a-z][a-z0-9]{0,10}$, from the VM size's row, never from a setting
+    name: str  # from the VM size's row, never from a setting
+    agent_pool_name: str  # what Azure calls it, ^[a-z][a-z0-9]{0,11}$: another one where Azure cannot change the pool
+    create_first: bool  # a pool that is replaced is made before the old one goes: quota holds both
     vm_size: str
     count: int  # ARM wants it even when an autoscaler owns the number
     autoscale: bool
@@ -45,6 +60,9 @@ class GpuPoolPlan:
     drain_timeout_minutes: int
     driver: str  # Install: AKS installs the NVIDIA driver
     create_timeout_minutes: int
+    zones: tuple[str, ...]
+    spot: bool
+    capacity_reservation_group: str | None  # ARM id
     os_disk_type: str = "Ephemeral"  # Managed where the VM's own disk is too small for images and weights
 
 
@@ -72,14 +90,16 @@ def gpu_pool(
     vm: VmSize,
     layouts: Sequence[Layout],
     *,
-    min_nodes: int | None,
-    max_nodes: int | None,
+    nodes: GpuNodes,
+    subnet: str,
     drain_timeout_minutes: int,
 ) -> GpuPoolPlan:
-    """The pool that the models of one VM size share; without limits it has as many nodes as they need.
+    """The pool that the models of one VM size share; without bounds it has as many nodes as they need.
 
-    Raises LayoutError (key `gpu-nodes`) where they do not fit on `max_nodes`, and for limits that cannot be.
+    `subnet` names the subnet that its nodes lie in. Raises LayoutError (key `gpu-nodes`) where the models do not fit on
+    `nodes.max`, for bounds that cannot be, and (key `gpu-nodes.vcpu-quota`) for a quota that is too small.
     """
+    min_nodes, max_nodes = nodes.min, nodes.max
     needed = nodes_needed(vm, layouts)
     least = needed if min_nodes is None else min_nodes
     most = max(needed, least) if max_nodes is None else max_nodes
@@ -102,24 +122,46 @@ def gpu_pool(
             limit=f"{replicas} replicas with {gpus} GPUs need {needed} nodes of {vm.name} with {vm.gpus} GPUs each",
             remedy=f"set max to {needed} or higher, or lower replicas",
         )
+    if nodes.vcpu_quota is not None and most * vm.vcpus > nodes.vcpu_quota:
+        raise LayoutError(
+            key="gpu-nodes.vcpu-quota",
+            value=nodes.vcpu_quota,
+            limit=f"{most} nodes of {vm.name} need {most * vm.vcpus} vCPUs of {vm.quota_family}",
+            remedy="ask for more quota in the Azure portal (Usage + quotas), or lower gpu-nodes.max",
+        )
+    taints = (GPU_TAINT, *([SPOT_TAINT] if nodes.spot else ()))
+    labels = {POOL_LABEL: vm.pool} | ({SPOT_LABEL: "spot"} if nodes.spot else {})
+    fixed = (vm.name, vm.os_disk_type, vm.os_disk_gib, DRIVER, sorted(nodes.zones), nodes.spot, subnet.lower())
     return GpuPoolPlan(
         name=vm.pool,
+        agent_pool_name=_agent_pool_name(vm.pool, fixed),
+        create_first=nodes.vcpu_quota is not None and 2 * most * vm.vcpus <= nodes.vcpu_quota,
         vm_size=vm.name,
         count=max(least, needed),
         autoscale=least != most,
         min_count=least,
         max_count=most,
         gpus_per_node=vm.gpus,
-        labels={POOL_LABEL: vm.pool},
-        taints=(GPU_TAINT,),
+        labels=labels,
+        taints=taints,
+        zones=tuple(nodes.zones),
+        spot=nodes.spot,
+        capacity_reservation_group=nodes.capacity_reservation_group,
         os_disk_type=vm.os_disk_type,
         os_disk_size_gb=vm.os_disk_gib,
         max_surge="0",
         max_unavailable="1",
         drain_timeout_minutes=drain_timeout_minutes,
-        driver="Install",
+        driver=DRIVER,
         create_timeout_minutes=CREATE_TIMEOUT_MINUTES,
     )
+
+
+def _agent_pool_name(base: str, fixed: tuple[object, ...]) -> str:
+    """A name that changes with whatever of the pool Azure cannot change: a pool with another name can be built beside
+    the old one, where one of the same name must go first."""
+    digest = hashlib.sha256(json.dumps(fixed).encode()).hexdigest()[:POOL_HASH]
+    return f"{base[: POOL_NAME_MAX - POOL_HASH]}{digest}"
 
 
 def nodes_needed(vm: VmSize, layouts: Sequence[Layout]) -> int:

@@ -104,6 +104,7 @@ class VmSize:
     os_disk_gib: int
     network_gbps: int
     quota_family: str
+    regions_seen: tuple[str, ...]  # where somebody had it; not all there are
     pool: str  # agent pool name, ^[a-z][a-z0-9]{0,10}$
     interconnect: str
     price_per_hour: Mapping[str, float]  # by region; a region that is missing has no known price
@@ -125,6 +126,18 @@ class VmSize:
 def _read(path: str) -> dict[str, Any]:
     """A file of `presets/`, parsed once."""
     return yaml.load((PRESETS / path).read_text("utf-8"), Loader=_LOADER)  # noqa: S506  both loaders are safe ones
+
+
+@cache
+def regions() -> dict[str, list[str]]:
+    """Azure regions `with-zones` and `without-zones`."""
+    return _read("regions.yaml")
+
+
+@cache
+def kubernetes_versions() -> dict[str, str | None]:
+    """Kubernetes versions of AKS, each with the last month of its support; None: not announced yet."""
+    return {version: until and str(until) for version, until in _read("kubernetes-versions.yaml")["versions"].items()}
 
 
 @cache
@@ -298,6 +311,7 @@ def vm_size(name: str) -> VmSize:
         os_disk_gib=data["os-disk-gib"],
         network_gbps=data["network-gbps"],
         quota_family=data["quota-family"],
+        regions_seen=tuple(data["regions-seen"]),
         pool=data["pool"],
         interconnect=data["interconnect"],
         price_per_hour=data["price"]["usd-per-hour"],

@@ -28,6 +28,14 @@ class Names:
     cluster: str
     node_resource_group: str
     dns_prefix: str
+    virtual_network: str  # this and what follows lie in the resource group, and are unique there by their type
+    network_security_group: str
+    nat_gateway: str
+    public_ip: str
+    cluster_identity: str
+    kubelet_identity: str
+    log_analytics: str
+    budget: str
 
 
 def names(stack: str) -> Names:
@@ -46,4 +54,12 @@ def names(stack: str) -> Names:
         cluster=f"aks-vllm-{stack}",
         node_resource_group=f"rg-aks-vllm-{stack}-nodes",
         dns_prefix=f"aks-vllm-{stack}",
+        virtual_network=f"vnet-{stack}",
+        network_security_group=f"nsg-{stack}",
+        nat_gateway=f"nat-{stack}",
+        public_ip=f"pip-{stack}",
+        cluster_identity=f"id-aks-{stack}",
+        kubelet_identity=f"id-kubelet-{stack}",
+        log_analytics=f"log-aks-vllm-{stack}",
+        budget=f"budget-{stack}",
     )

@@ -11,9 +11,11 @@ from dataclasses import asdict, dataclass, fields, replace
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
-from planning import capacity, catalogue, engine, parallelism, rollout, startup
+from planning import capacity, catalogue, engine, network, parallelism, rollout, startup
+from planning import cluster as cluster_plan
 from planning.capacity import CostPlan, GpuPoolPlan, QuotaNeed
 from planning.catalogue import Image, Preset, VmSize
+from planning.cluster import ClusterPlan, SystemPoolPlan
 from planning.engine import DownloadPlan
 from planning.findings import Finding, InvalidStack, Problem, Severity
 from planning.memory import EngineOptions, LayoutError, MemoryPlan
@@ -24,33 +26,6 @@ from planning.startup import StartupBudget
 
 if TYPE_CHECKING:
     from planning.settings import ModelSettings, Reading, Settings
-
-
-@dataclass(frozen=True, kw_only=True)
-class SystemPoolPlan:
-    """The pool that runs the cluster's own pods; no model is placed on it."""
-
-    name: str
-    vm_size: str
-    count: int
-    taints: tuple[str, ...]
-
-
-@dataclass(frozen=True, kw_only=True)
-class ClusterPlan:
-    """One AKS cluster and its resource group."""
-
-    location: str
-    kubernetes_version: str
-    sku_tier: str  # Free | Standard | Premium
-    pod_cidr: str
-    service_cidr: str
-    dns_service_ip: str
-    kubelogin: str  # azurecli | workloadidentity | spn | msi: how kubeconfig users sign in
-    protect: bool  # Pulumi protects what must not vanish
-    tags: Mapping[str, str]
-    system_pool: SystemPoolPlan
-    max_node_provision_minutes: int  # how long the cluster autoscaler waits for a GPU node
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -120,18 +95,6 @@ class StackPlan:
 NAMESPACE = "vllm"
 PORT = 8000  # vLLM's own
 
-#: Apart from each other and from 10.224.0.0/12, where AKS puts nodes when it makes the network itself.
-#: https://learn.microsoft.com/azure/aks/concepts-network-cni-overview
-POD_CIDR, SERVICE_CIDR, DNS_SERVICE_IP = "10.244.0.0/16", "10.245.0.0/16", "10.245.0.10"
-
-#: At least two nodes of four vCPUs, not of the B series: https://learn.microsoft.com/azure/aks/use-system-pools
-SYSTEM_VM_SIZE, SYSTEM_VCPUS, SYSTEM_FAMILY = "Standard_D4ds_v5", 4, "standardDDSv5Family"
-SYSTEM_NODES = {"production": 3, "development": 2}
-SKU_TIERS = {"production": "Standard", "development": "Free"}  # Standard has the uptime SLA
-
-#: The autoscaler's default of 15 is shorter than allocating, booting and installing the driver of a GPU node.
-MAX_NODE_PROVISION_MINUTES = 30
-
 #: Of a node's memory and cores, what pods of one model may ask for: the rest is the system's, the kubelet's and the
 #: DaemonSets'. https://learn.microsoft.com/azure/aks/node-resource-reservations
 MEMORY_SHARE, CPU_SHARE = 0.84, 5 / 6
@@ -177,6 +140,9 @@ def decide(settings: Settings, *, stack: str, source: str) -> StackPlan:
     problems: list[Problem] = []
     drafts = [draft for name in settings.models if (draft := _draft(settings, name, source, problems)) is not None]
     pools = _pools(settings, drafts, source, problems)
+    cluster = cluster_plan.cluster(settings, stack)
+    problems += cluster_plan.problems(settings, source)
+    problems += network.problems(settings, nodes=cluster_plan.nodes(cluster, [*pools.values()]), source=source)
     if problems or not pools:
         raise InvalidStack(problems)
     models = tuple(_model(settings, draft, pools[draft.vm.name]) for draft in drafts)
@@ -185,7 +151,6 @@ def decide(settings: Settings, *, stack: str, source: str) -> StackPlan:
     )
     cost, cost_findings = capacity.cost(gpu_pools, settings.location)
     needs_token = any(model.preset.gated for model in models)
-    cluster = _cluster(settings, stack)
     device_plugin = DevicePluginPlan(
         image=catalogue.image("device-plugin"), node_label=("kubernetes.azure.com/accelerator", "nvidia")
     )
@@ -197,6 +162,8 @@ def decide(settings: Settings, *, stack: str, source: str) -> StackPlan:
         *_idle(models, gpu_pools, settings.location),
         *_disk(models, gpu_pools),
         *cost_findings,
+        *cluster_plan.findings(cluster),
+        *_regions(gpu_pools, settings.location),
         *_exposure(),
     ]
     return StackPlan(
@@ -319,15 +286,14 @@ def _pools(
     by_size: dict[str, list[_Draft]] = {}
     for draft in drafts:
         by_size.setdefault(draft.vm.name, []).append(draft)
-    bounds = settings.gpu_nodes
     pools = {}
     for size, group in by_size.items():
         try:
             pools[size] = capacity.gpu_pool(
                 group[0].vm,
                 [draft.layout for draft in group],
-                min_nodes=bounds.min if bounds else None,
-                max_nodes=bounds.max if bounds else None,
+                nodes=settings.gpu_nodes,
+                subnet=settings.network.subnet_id or "",
                 drain_timeout_minutes=MIN_DRAIN_MINUTES,  # known only when the models are
             )
         except LayoutError as error:
@@ -425,30 +391,9 @@ def _with_drain(pool: GpuPoolPlan, models: Sequence[ModelPlan]) -> GpuPoolPlan:
     return replace(pool, drain_timeout_minutes=min(minutes, MAX_DRAIN_MINUTES))
 
 
-def _cluster(settings: Settings, stack: str) -> ClusterPlan:
-    production = settings.environment == "production"
-    return ClusterPlan(
-        location=settings.location,
-        kubernetes_version=settings.kubernetes_version,
-        sku_tier=SKU_TIERS[settings.environment],
-        pod_cidr=POD_CIDR,
-        service_cidr=SERVICE_CIDR,
-        dns_service_ip=DNS_SERVICE_IP,
-        kubelogin=settings.kubelogin,
-        protect=production if settings.protect is None else settings.protect,
-        tags={"managed-by": "pulumi", "aks-vllm-stack": stack, **settings.tags},
-        system_pool=SystemPoolPlan(
-            name="system",
-            vm_size=SYSTEM_VM_SIZE,
-            count=SYSTEM_NODES[settings.environment],
-            taints=("CriticalAddonsOnly=true:NoSchedule",),
-        ),
-        max_node_provision_minutes=MAX_NODE_PROVISION_MINUTES,
-    )
-
-
 def _system_quota(pool: SystemPoolPlan) -> QuotaNeed:
-    return QuotaNeed(family=SYSTEM_FAMILY, vcpus=pool.count * SYSTEM_VCPUS, vm_size=pool.vm_size, nodes=pool.count)
+    vcpus = pool.count * cluster_plan.SYSTEM_VCPUS
+    return QuotaNeed(family=cluster_plan.SYSTEM_FAMILY, vcpus=vcpus, vm_size=pool.vm_size, nodes=pool.count)
 
 
 def _steps(settings: Settings, models: Sequence[ModelPlan], stack: str) -> Iterator[Finding]:
@@ -531,14 +476,20 @@ def _disk(models: Sequence[ModelPlan], pools: Iterable[GpuPoolPlan]) -> Iterator
             )
 
 
+def _regions(pools: Iterable[GpuPoolPlan], location: str) -> Iterator[Finding]:
+    """Regions in which nobody is known to have had the size."""
+    for vm in (catalogue.vm_size(pool.vm_size) for pool in pools):
+        if location not in (*vm.regions_seen, *vm.price_per_hour):
+            yield Finding(
+                severity=Severity.WARNING,
+                subject="stack",
+                message=f"{vm.name} has not been seen in {location}; it has in {_and(vm.regions_seen)}.",
+                remedy="`make preflight` asks Azure whether your subscription may have it there.",
+            )
+
+
 def _exposure() -> Iterator[Finding]:
     """Defaults that only the owners of a network can better."""
-    yield Finding(
-        severity=Severity.NOTE,
-        subject="stack",
-        message="The cluster's API server answers on the internet, to whoever signs in with Entra ID and has an Azure "
-        "role on the cluster; local accounts are off.",
-    )
     yield Finding(
         severity=Severity.NOTE,
         subject="stack",

@@ -39,18 +39,135 @@ class _Described(BaseModel):
         validate_by_name=True,
     )
 
+    def given(self, field: str) -> bool:
+        """Whether the stack file says so, rather than a default."""
+        return field in self.model_fields_set
+
 
 class GpuNodes(_Described):
-    """Bounds of every GPU pool. The cluster autoscaler works between them where they differ."""
+    """Every GPU pool's nodes. The cluster autoscaler works between the bounds where they differ."""
 
-    min: WholeNumber = Field(ge=1, le=1000, description="Nodes that are always there, and paid for.", examples=[1])
-    max: WholeNumber = Field(ge=1, le=1000, description="Nodes that quota must allow for.", examples=[2])
+    min: WholeNumber | None = Field(
+        default=None,
+        ge=1,
+        le=1000,
+        description="Nodes that are always there, and paid for. Default: as many as the models need.",
+        examples=[1],
+    )
+    max: WholeNumber | None = Field(
+        default=None,
+        ge=1,
+        le=1000,
+        description="Nodes that quota must allow for. Default: as many as the models need.",
+        examples=[2],
+    )
+    zones: list[Annotated[str, Field(pattern=r"^[123]$", coerce_numbers_to_str=True)]] = Field(
+        default_factory=list,
+        description="Availability zones of the nodes. Leave it out unless a capacity reservation or a disk ties you to "
+        "one: GPU capacity differs between zones, and changing it builds a new pool.",
+        examples=[["1"]],
+    )
+    spot: bool = Field(
+        default=False,
+        description="Spot nodes: cheaper, and taken away with 30 seconds' notice. Not in production.",
+        examples=[True],
+    )
+    capacity_reservation_group: Text | None = Field(
+        default=None,
+        pattern=r"(?i)^/subscriptions/[0-9a-f-]{36}/resourceGroups/[^/]{1,90}/providers/Microsoft\.Compute"
+        r"/capacityReservationGroups/[^/]{1,80}$",
+        description="Id of a capacity reservation group that holds these nodes: the only guarantee that they exist. "
+        "It is billed from the day it is made.",
+        examples=[
+            "/subscriptions/00000000-0000-0000-0000-000000000000/resourceGroups/rg-gpus/providers/Microsoft.Compute"
+            "/capacityReservationGroups/h100"
+        ],
+    )
+    vcpu_quota: WholeNumber | None = Field(
+        default=None,
+        ge=1,
+        description="vCPUs that the subscription may use of the GPU family (`make preflight` prints it). Where it "
+        "holds two pools, a pool that must be replaced is made before the old one goes.",
+        examples=[192],
+    )
 
     @model_validator(mode="after")
     def _ordered(self) -> GpuNodes:
-        if self.min > self.max:
+        if self.min is not None and self.max is not None and self.min > self.max:
             raise ValueError(f"min must not exceed max ({self.max})")
         return self
+
+
+class NetworkSettings(_Described):
+    """Address ranges of the cluster. Changing one after the first update replaces the cluster."""
+
+    vnet_cidr: Text = Field(
+        default="10.224.0.0/16",
+        description="Range of the virtual network. Must not overlap networks that it will be peered with.",
+        examples=["10.224.0.0/16"],
+    )
+    node_subnet_cidr: Text = Field(
+        default="10.224.0.0/20",
+        description="Part of it that nodes and load balancers get their addresses from.",
+        examples=["10.224.0.0/20"],
+    )
+    pod_cidr: Text = Field(
+        default="10.244.0.0/16",
+        description="Range of the pods, an overlay: a /24 of it for each node, and it cannot grow later.",
+        examples=["10.244.0.0/16"],
+    )
+    service_cidr: Text = Field(
+        default="10.245.0.0/16",
+        description="Range of the Services, inside the cluster only.",
+        examples=["10.245.0.0/16"],
+    )
+    dns_service_ip: Text | None = Field(
+        default=None,
+        description="Address of the cluster's DNS, in the range of the Services. Default: its tenth.",
+        examples=["10.245.0.10"],
+    )
+    subnet_id: Text | None = Field(
+        default=None,
+        description="Id of a subnet that exists, for networks that a platform team owns. The stack then makes no "
+        "network, and grants the cluster Network Contributor on it. Say its ranges in vnet-cidr and node-subnet-cidr "
+        "to have them checked.",
+        examples=[
+            "/subscriptions/00000000-0000-0000-0000-000000000000/resourceGroups/rg-network/providers/Microsoft.Network"
+            "/virtualNetworks/hub/subnets/aks"
+        ],
+    )
+    outbound: Literal["nat-gateway", "load-balancer", "user-defined-routing"] = Field(
+        default="nat-gateway",
+        description="How nodes in a subnet of your own reach the internet: a NAT gateway attached to it, the cluster's "
+        "load balancer, or its route table.",
+        examples=["user-defined-routing"],
+    )
+
+
+class MaintenanceSettings(_Described):
+    """A weekly window, UTC."""
+
+    day: Literal["Monday", "Tuesday", "Wednesday", "Thursday", "Friday", "Saturday", "Sunday"] = Field(
+        default="Sunday", description="Day of the week.", examples=["Sunday"]
+    )
+    start: Text = Field(
+        default="02:00", pattern=r"^([01][0-9]|2[0-3]):[0-5][0-9]$", description="Time of day, UTC.", examples=["02:00"]
+    )
+    hours: WholeNumber = Field(default=4, ge=4, le=24, description="How long it lasts.", examples=[4])
+
+
+class BudgetSettings(_Described):
+    """A budget of the resource group. Mails go out at 80 % spent and at 100 % forecast."""
+
+    usd_per_month: WholeNumber = Field(ge=1, description="What a month may cost, in US dollars.", examples=[80000])
+    contacts: list[Annotated[str, Field(pattern=r"^[^@\s]+@[^@\s]+\.[^@\s]+$")]] = Field(
+        min_length=1, max_length=50, description="Who gets the mail.", examples=[["platform@example.com"]]
+    )
+    first_month: Text = Field(
+        pattern=r"^20[0-9]{2}-(0[1-9]|1[0-2])$",
+        description="First month it counts. Azure takes no month before the present one.",
+        examples=["2026-12"],
+    )
 
 
 class ModelSettings(_Described):
@@ -113,9 +230,9 @@ class Settings(_Described):
         "model's identity: renaming one takes the old endpoint away.",
         examples=[{"chat": {"preset": "llama-3.3-70b-instruct"}}],
     )
-    gpu_nodes: GpuNodes | None = Field(
-        default=None,
-        description="Bounds of every GPU pool. Default: exactly the nodes that the models need.",
+    gpu_nodes: GpuNodes = Field(
+        default_factory=GpuNodes,
+        description="Nodes of every GPU pool. Default: exactly as many as the models need.",
         examples=[{"min": 1, "max": 2}],
     )
     kubernetes_version: Text = Field(
@@ -148,6 +265,41 @@ class Settings(_Described):
         default=False,
         description="Hugging Face token, for gated models; always encrypted: "
         "pulumi config set --secret aks-vllm:hf-token. The program sees only whether there is one.",
+    )
+    network: NetworkSettings = Field(
+        default_factory=NetworkSettings,
+        description="Address ranges, or a subnet of your own. Changing them replaces the cluster.",
+        examples=[{"vnet-cidr": "10.224.0.0/16"}],
+    )
+    api_server_access: Literal["private", "authorized-ranges", "public"] | None = Field(
+        default=None,
+        description="Who reaches the cluster's API server: only the network, some ranges of the internet, or everybody "
+        "(not in production). A private one cannot be deployed to from a laptop or a hosted runner. Default: private "
+        "in production, else public.",
+        examples=["authorized-ranges"],
+    )
+    authorized_ip_ranges: list[Text] = Field(
+        default_factory=list,
+        description="With api-server-access authorized-ranges: where Pulumi and kubectl run, as the internet sees it.",
+        examples=[["203.0.113.0/24"]],
+    )
+    maintenance: MaintenanceSettings = Field(
+        default_factory=lambda: MaintenanceSettings(),
+        description="When AKS may do its own weekly work on the control plane. It upgrades no node: only "
+        "kubernetes-version does.",
+        examples=[{"day": "Sunday", "start": "02:00"}],
+    )
+    add_ons: list[Literal["azure-policy", "defender", "image-cleaner", "log-analytics"]] | None = Field(
+        default=None,
+        description="Parts of AKS to switch on: azure-policy (Gatekeeper), defender (with log-analytics), "
+        "image-cleaner (removes unused images with known holes, weekly), log-analytics (the control plane's logs, 30 "
+        "days). Default: log-analytics in production, else none.",
+        examples=[["log-analytics", "image-cleaner"]],
+    )
+    budget: BudgetSettings | None = Field(
+        default=None,
+        description="Mails somebody when the stack's resource group costs more than planned. It stops nothing.",
+        examples=[{"usd-per-month": 80000, "contacts": ["platform@example.com"], "first-month": "2026-12"}],
     )
     tags: dict[
         # Azure's limits: https://learn.microsoft.com/azure/azure-resource-manager/management/tag-resources
@@ -186,12 +338,28 @@ class Reading:
 _FLAT = tuple(field.replace("_", "-") for field in ModelSettings.model_fields)
 _OWN = tuple(field.replace("_", "-") for field in Settings.model_fields if field not in ("location", "flat"))
 _KEYS = (*_OWN, *_FLAT)
-_MAPS = ("vllm", "tags", "gpu-nodes")
+#: Maps of the stack with keys of their own.
+_GROUPS: dict[str, type[_Described]] = {
+    "gpu-nodes": GpuNodes,
+    "network": NetworkSettings,
+    "maintenance": MaintenanceSettings,
+    "budget": BudgetSettings,
+}
+_MAPS = ("vllm", "tags", *_GROUPS)
 #: Their text is taken as it is; every other value of a bag is JSON.
-_TEXTS = ("preset", "vm-size", "revision", "environment", "kubernetes-version", "kubelogin", "hf-token")
+_TEXTS = (
+    "preset",
+    "vm-size",
+    "revision",
+    "environment",
+    "kubernetes-version",
+    "kubelogin",
+    "hf-token",
+    "api-server-access",
+)
 _EXAMPLES = {
     alias.replace("_", "-"): field.examples[0]
-    for model in (Settings, ModelSettings, GpuNodes)
+    for model in (Settings, ModelSettings, *_GROUPS.values())
     for alias, field in model.model_fields.items()
     if field.examples
 }
@@ -533,8 +701,10 @@ def _check_names(raw: dict[str, Any], refuse: Any) -> None:
         for name, model in models.items():
             if isinstance(model, dict):
                 _check_unknown(model, _FLAT, f"{NAMESPACE}:models.{name}", refuse)
-    if isinstance(raw.get("gpu-nodes"), dict):
-        _check_unknown(raw["gpu-nodes"], ("min", "max"), f"{NAMESPACE}:gpu-nodes", refuse)
+    for group, kind in _GROUPS.items():
+        if isinstance(raw.get(group), dict):
+            known = [field.replace("_", "-") for field in kind.model_fields]
+            _check_unknown(raw[group], known, f"{NAMESPACE}:{group}", refuse)
 
 
 def _check_unknown(values: dict[str, Any], known: Sequence[str], prefix: str, refuse: Any) -> None:
@@ -586,6 +756,11 @@ def _limit(error: Any, name: str) -> str:
         "revision": "must be a commit, 40 hexadecimal digits",
         "location": "must be an Azure region's name, lower-case letters and digits",
         "kubernetes-version": "must be a version from 1.34 on, as 1.36 or 1.36.2",
+        "zones": "must be a list of 1, 2 and 3",
+        "capacity-reservation-group": "must be the id of a capacity reservation group",
+        "start": "must be a time of day, as 02:00",
+        "first-month": "must be a month, as 2026-12",
+        "contacts": "must be a list of mail addresses",
     }
     if kind == "string_pattern_mismatch":
         return patterns.get(name, "must be 1 to 512 characters without < > % & \\ ? /")

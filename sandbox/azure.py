@@ -53,6 +53,12 @@ GROUP = "azure-native:resources:ResourceGroup"
 CLUSTER = "azure-native:containerservice:ManagedCluster"
 POOL = "azure-native:containerservice:AgentPool"
 GRANT = "azure-native:authorization:RoleAssignment"
+IDENTITY = "azure-native:managedidentity:UserAssignedIdentity"
+NETWORK = "azure-native:network:VirtualNetwork"
+PUBLIC_IP = "azure-native:network:PublicIPAddress"
+#: Roles that a cluster's identity needs before AKS begins, by what they are on.
+#: https://learn.microsoft.com/azure/aks/configure-azure-cni-overlay, https://learn.microsoft.com/azure/aks/use-managed-identity
+NETWORK_CONTRIBUTOR, IDENTITY_OPERATOR = "4d97b98b-1d4f-4787-a291-c67834d212e7", "f1a07417-d97a-45cb-824c-7a7467783830"
 
 #: Pods that a node takes where the pool does not say (Microsoft Learn, Azure CNI Overlay).
 DEFAULT_MAX_PODS = 250
@@ -227,6 +233,8 @@ class SimulatedAzure(sdk.Provider):
         if found is None:
             return
         with self._operation("delete", type_, id_):
+            if type_.startswith("azure-native:network:"):
+                self._require_unused(id_)
             self._set_state(found, "Deleting")
             self._work("delete", type_, id_)
             if type_ == POOL:
@@ -302,7 +310,7 @@ class SimulatedAzure(sdk.Provider):
     @contextmanager
     def _operation(self, verb: str, type_: str, id_: str) -> Generator[None]:
         """Azure runs one operation on a cluster and its pools at a time (Azure/AKS#2880)."""
-        key = _cluster_of(id_).lower() if type_ in (CLUSTER, POOL) else id_.lower()
+        key = _cluster_of(id_).lower()
         words = f"{verb} {_title(type_, id_)}"
         with self._lock:
             if key in self._busy:
@@ -320,12 +328,21 @@ class SimulatedAzure(sdk.Provider):
         plain = reveal(inputs)
         with self._lock:
             resources = dict(self._resources)
-        if type_ not in (GROUP, GRANT):
+        if type_ != GROUP and "resourceGroupName" in plain:
             group = self._id(GROUP, plain)
             if group.lower() not in resources:
                 raise AzureError(404, "ResourceGroupNotFound", f"resource group {plain['resourceGroupName']!r}")
-        if type_ == POOL and self._existing(_cluster_of(id_))["state"] != "Succeeded":
-            raise AzureError(409, "OperationNotAllowed", f"the cluster of pool {plain['agentPoolName']!r} is not ready")
+        for path in rules()["resources"][type_].get("refers", []):
+            for where, other in _at(plain, parse_path(path)):
+                self._require_known(f"{_title(type_, id_)}: {show_path(where)}", str(other), resources)
+        if _cluster_of(id_) != id_ and self._existing(_cluster_of(id_))["state"] != "Succeeded":
+            raise AzureError(409, "OperationNotAllowed", f"the cluster of {_title(type_, id_)} is not ready")
+        if type_ == CLUSTER:
+            self._require_grants(plain, resources)
+            for pool in plain.get("agentPoolProfiles", []):
+                self._require_subnet(pool, plain.get("networkProfile", {}), resources)
+        if type_ == POOL:
+            self._require_subnet(plain, {}, resources)
         if type_ == CLUSTER and any(r["type"] == CLUSTER and r["id"] != id_ for r in resources.values()):
             raise AzureError(
                 400, "NotSupportedInTheSandbox", "this machine runs one control plane: one cluster a stack"
@@ -337,6 +354,57 @@ class SimulatedAzure(sdk.Provider):
                     raise AzureError(409, "RoleAssignmentExists", f"the same grant exists as {other['id']}")
         if type_ in (CLUSTER, POOL):
             self._require_quota(type_, id_, plain, resources)
+
+    def _require_known(self, what: str, id_: str, resources: Mapping[str, Json]) -> None:
+        """Something else that must be there; what lies in a group that the stack did not make is taken to exist."""
+        group = "/".join(id_.lower().split("/")[:5])
+        if group in resources and id_.lower() not in resources:
+            raise AzureError(404, "ReferencedResourceNotFound", f"{what} names {id_}, which does not exist")
+
+    def _require_subnet(self, pool: Json, profile: Json, resources: Mapping[str, Json]) -> None:
+        id_ = pool.get("vnetSubnetID")
+        if not id_:
+            return
+        network, _, name = id_.partition("/subnets/")
+        self._require_known("vnetSubnetID", network, resources)
+        if network.lower() not in resources:
+            return
+        subnets = {each["name"]: each for each in resources[network.lower()]["inputs"].get("subnets", [])}
+        if name not in subnets:
+            raise AzureError(404, "SubnetNotFound", f"{network} has no subnet {name!r}")
+        if profile.get("outboundType") == "userAssignedNATGateway" and not subnets[name].get("natGateway"):
+            message = f"outboundType userAssignedNATGateway: no NAT gateway is attached to subnet {name!r}"
+            raise AzureError(400, "InvalidUserAssignedNATGateway", message)
+
+    def _require_grants(self, plain: Json, resources: Mapping[str, Json]) -> None:
+        """An identity of the stack's own joins a network and uses a kubelet identity only with a role there."""
+        assigned = (plain.get("identity") or {}).get("userAssignedIdentities") or []
+        for identity in assigned:
+            self._require_known("identity", identity, resources)
+        kubelet = (plain.get("identityProfile") or {}).get("kubeletidentity", {}).get("resourceId")
+        pools = plain.get("agentPoolProfiles", [])
+        wanted = {pool["vnetSubnetID"]: NETWORK_CONTRIBUTOR for pool in pools if pool.get("vnetSubnetID")}
+        wanted |= {kubelet: IDENTITY_OPERATOR} if kubelet else {}
+        held = [r["inputs"] for r in resources.values() if r["type"] == GRANT]
+        for scope, role in wanted.items() if assigned else ():
+            who = {_guid(identity, "principal") for identity in assigned}
+            if not any(
+                scope.lower().strip("/").startswith(each["scope"].lower().strip("/"))
+                and each["roleDefinitionId"].endswith(role)
+                and each["principalId"] in who
+                for each in held
+            ):
+                message = f"the cluster's identity needs role {role} on {scope} before the cluster is made"
+                raise AzureError(403, "LinkedAuthorizationFailed", message)
+
+    def _require_unused(self, id_: str) -> None:
+        """Networks and what they are made of are not deleted from under what uses them."""
+        with self._lock:
+            others = [r for r in self._resources.values() if not r["id"].lower().startswith(id_.lower())]
+        for other in others:
+            text = json.dumps(other["inputs"]).lower()
+            if other["type"] != GRANT and (f'"{id_.lower()}"' in text or f'"{id_.lower()}/' in text):
+                raise AzureError(409, "InUseCannotBeDeleted", f"{id_} is used by {other['id']}")
 
     def _require_quota(self, type_: str, id_: str, plain: Json, resources: Mapping[str, Json]) -> None:
         pools = plain.get("agentPoolProfiles", []) if type_ == CLUSTER else [plain]
@@ -411,8 +479,7 @@ class SimulatedAzure(sdk.Provider):
 
     def _id(self, type_: str, inputs: Mapping[str, Value]) -> str:
         plain = reveal(dict(inputs))
-        if "scope" in plain:
-            plain["scope"] = plain["scope"].strip("/")
+        plain |= {key: plain[key].strip("/") for key in ("scope", "resourceUri") if key in plain}
         group = f"/subscriptions/{rules()['client']['subscriptionId']}/resourceGroups/{plain.get('resourceGroupName')}"
         cluster = f"{group}/providers/Microsoft.ContainerService/managedClusters/{plain.get('resourceName')}"
         template = rules()["resources"][type_]["id"]
@@ -442,7 +509,12 @@ class SimulatedAzure(sdk.Provider):
             values |= self._cluster_outputs(id_, values)
         if type_ == POOL:
             values["currentOrchestratorVersion"] = values.get("orchestratorVersion")
-        if type_.endswith(":UserAssignedIdentity"):
+        if type_ == PUBLIC_IP:
+            values["ipAddress"] = f"20.{'.'.join(str(b) for b in uuid.UUID(_guid(id_, 'address')).bytes[:3])}"
+        if type_ == NETWORK:
+            subnets = values.get("subnets", [])
+            values["subnets"] = [each | {"id": f"{id_}/subnets/{each['name']}"} for each in subnets]
+        if type_ == IDENTITY:
             values |= {"principalId": _guid(id_, "principal"), "clientId": _guid(id_, "client")}
             values["tenantId"] = rules()["client"]["tenantId"]
         return to_properties({key: value for key, value in values.items() if key in declared and value is not None})
@@ -459,9 +531,8 @@ class SimulatedAzure(sdk.Provider):
             "nodeResourceGroup": values.get("nodeResourceGroup") or f"MC_{id_.split('/')[4]}_{values['name']}_{region}",
             "resourceUID": _guid(id_, "resource"),
             "agentPoolProfiles": [*values.get("agentPoolProfiles", []), *own],
-            "identityProfile": {
-                "kubeletidentity": {"clientId": _guid(id_, "kubelet"), "objectId": _guid(id_, "object")}
-            },
+            "identityProfile": values.get("identityProfile")
+            or {"kubeletidentity": {"clientId": _guid(id_, "kubelet"), "objectId": _guid(id_, "object")}},
         }
         if values.get("oidcIssuerProfile", {}).get("enabled"):
             issuer = f"https://{region}.oic.prod-aks.azure.com/{_guid(id_, 'tenant')}/{_guid(id_, 'issuer')}/"
@@ -510,7 +581,8 @@ def _schema(type_: str) -> ResourceSchema:
 
 
 def _cluster_of(id_: str) -> str:
-    return id_.split("/agentPools/")[0]
+    """The cluster that a pool or a maintenance configuration belongs to; anything else is its own."""
+    return re.split(r"/(?:agentPools|maintenanceConfigurations)/", id_)[0]
 
 
 def _title(type_: str, id_: str) -> str:

@@ -64,7 +64,9 @@ def schema(token: str) -> ResourceSchema | None:
     _, module_name, name = token.split(":")
     try:
         module = importlib.import_module(f"pulumi_azure_native.{module_name}")
-        resource, inputs = getattr(module, name), getattr(module, f"{name}Args")
+        resource = getattr(module, name)
+        # Where a nested type has the resource's name, the resource's own arguments are called InitArgs.
+        inputs = getattr(module, f"{name}InitArgs", None) or getattr(module, f"{name}Args")
     except (ImportError, AttributeError):
         return None
     return ResourceSchema(inputs=inputs, outputs=_types.resource_types(resource))

@@ -20,6 +20,7 @@ TOKEN_KEY = "aks-vllm:hf-token"  # noqa: S105  the key, not the value
 AGENT_POOL = "azure-native:containerservice:AgentPool"
 CLUSTER = "azure-native:containerservice:ManagedCluster"
 RESOURCE_GROUP = "azure-native:resources:ResourceGroup"
+NETWORK = "azure-native:network:VirtualNetwork"
 GRANT = "azure-native:authorization:RoleAssignment"
 PROVIDER = "pulumi:providers:kubernetes"
 DEPLOYMENT = "kubernetes:apps/v1:Deployment"

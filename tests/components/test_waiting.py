@@ -21,7 +21,7 @@ def _in_cluster(recording: Recording) -> list[str]:
 
 def test_the_kubernetes_provider_waits_for_the_grant_and_for_every_gpu_pool(recorded: Record) -> None:
     recording = recorded(**TWO_SIZES)
-    needed = {r.urn for r in [recording.one(GRANT), *recording.of_type(AGENT_POOL)]}
+    needed = {r.urn for r in [recording.one(GRANT, "access-deployer"), *recording.of_type(AGENT_POOL)]}
     assert len(needed) == 3
     assert needed <= set(recording.one(PROVIDER).depends_on), (
         "pods would be refused, or wait for a node that never comes"
@@ -48,6 +48,23 @@ def test_the_provider_is_never_replaced_because_of_its_kubeconfig(recorded: Reco
 def test_a_new_cluster_gets_everything_that_was_in_the_old_one(recorded: Record) -> None:
     recording = recorded()
     assert recording.one(PROVIDER).replace_with == (recording.one(CLUSTER).urn,), "a new cluster is empty"
+
+
+def test_the_cluster_waits_for_what_its_identity_must_be_allowed_and_nothing_else_does(recorded: Record) -> None:
+    """AKS checks the roles when it begins; given afterwards they come too late."""
+    recording = recorded()
+    grants = {r.urn for r in recording.of_type(GRANT) if r.name != "access-deployer"}
+    assert len(grants) == 2
+    assert grants <= set(recording.one(CLUSTER).depends_on)
+
+
+def test_maintenance_waits_for_every_pool(recorded: Record) -> None:
+    """It is an operation on the cluster too, and AKS answers 409 to a second one."""
+    recording = recorded(**TWO_SIZES)
+    pools = {pool.urn for pool in recording.of_type(AGENT_POOL)}
+    maintenance = recording.one("azure-native:containerservice:MaintenanceConfiguration")
+    assert pools <= set(maintenance.depends_on)
+    assert maintenance.urn not in set(recording.one(PROVIDER).depends_on), "nothing that serves waits for it"
 
 
 def test_pools_are_made_one_after_the_other(recorded: Record) -> None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -12,6 +14,7 @@ from planning import catalogue
 from planning.capacity import GpuPoolPlan, cost, gpu_pool, nodes_needed, quota_needs
 from planning.memory import EngineOptions
 from planning.parallelism import Layout, LayoutError, choose_layout
+from planning.settings import GpuNodes
 
 H100X8 = catalogue.vm_size("Standard_ND96isr_H100_v5")
 LAYOUT = choose_layout(
@@ -24,8 +27,16 @@ LAYOUT = choose_layout(
 )[0]
 
 
-def pool(layouts: list[Layout] | None = None, least: int | None = None, most: int | None = None) -> GpuPoolPlan:
-    return gpu_pool(H100X8, layouts or [LAYOUT], min_nodes=least, max_nodes=most, drain_timeout_minutes=60)
+def pool(
+    layouts: list[Layout] | None = None,
+    least: int | None = None,
+    most: int | None = None,
+    subnet: str = "",
+    **settings: Any,
+) -> GpuPoolPlan:
+    # Unvalidated, so that the pool's own limits are seen too.
+    nodes = GpuNodes().model_copy(update={"min": least, "max": most, **settings})
+    return gpu_pool(H100X8, layouts or [LAYOUT], nodes=nodes, subnet=subnet, drain_timeout_minutes=60)
 
 
 def test_the_proposals_model_needs_one_node_that_no_autoscaler_touches() -> None:
@@ -110,3 +121,44 @@ def test_an_unknown_price_is_none_with_the_file_that_would_hold_it() -> None:
 def test_an_undated_price_has_no_date() -> None:
     undated = replace(pool(), vm_size="Standard_ND96amsr_A100_v4")
     assert cost([undated], "eastus")[0].price_date == "unknown"
+
+
+@pytest.mark.parametrize("change", [{"zones": ["1"]}, {"spot": True}, {"subnet": "/subscriptions/x/subnets/aks"}])
+def test_what_azure_cannot_change_on_a_pool_makes_another_pool(change: dict[str, Any]) -> None:
+    """A pool of another name can stand beside the old one; one of the same name has to go first."""
+    before, after = pool(), pool(**change)
+    assert before.agent_pool_name != after.agent_pool_name
+    assert before.name == after.name, "the logical name is the pool's identity in state"
+    for each in (before, after):
+        assert re.fullmatch(r"[a-z][a-z0-9]{0,11}", each.agent_pool_name), "AKS's rule for names of pools"
+
+
+def test_every_size_has_a_pool_name_of_its_own() -> None:
+    names = {
+        gpu_pool(
+            catalogue.vm_size(size), [], nodes=GpuNodes(min=1, max=1), subnet="", drain_timeout_minutes=60
+        ).agent_pool_name
+        for size in catalogue.vm_size_names()
+    }
+    assert len(names) == len(catalogue.vm_size_names())
+
+
+@pytest.mark.parametrize(("quota", "first"), [(None, False), (96, False), (191, False), (192, True)])
+def test_a_new_pool_comes_before_the_old_one_goes_exactly_where_quota_holds_both(
+    quota: int | None, first: bool
+) -> None:
+    assert pool(vcpu_quota=quota).create_first is first
+
+
+def test_a_quota_that_is_too_small_is_refused_with_what_is_needed() -> None:
+    with pytest.raises(
+        LayoutError, match="2 nodes of Standard_ND96isr_H100_v5 need 192 vCPUs of standardNDSH100v5Family"
+    ):
+        pool(None, 1, 2, vcpu_quota=96)
+
+
+def test_spot_nodes_declare_what_aks_sets_on_them() -> None:
+    """Undeclared, every update would want to take them away (pulumi-azure-native#959)."""
+    plan = pool(spot=True)
+    assert "kubernetes.azure.com/scalesetpriority=spot:NoSchedule" in plan.taints
+    assert plan.labels["kubernetes.azure.com/scalesetpriority"] == "spot"
