@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, replace
 
-from planning import catalogue
+from planning import catalogue, sizing
 from planning.architecture import Architecture
 from planning.catalogue import VmSize
 from planning.findings import Finding, Severity
@@ -20,6 +20,7 @@ from planning.memory import (
     memory_plan,
     valid_tensor_parallel_sizes,
 )
+from planning.serving_rate import Workload
 
 __all__ = ["Alternative", "Layout", "LayoutError", "alternatives", "choose_layout", "sizes_that_hold"]
 
@@ -82,8 +83,12 @@ def choose_layout(
     tensor_parallel_size: int | None,
     pipeline_parallel_size: int | None,
     options: EngineOptions,
+    workload: Workload | None = None,
 ) -> tuple[Layout, MemoryPlan]:
     """The layout on one VM size, and the memory plan of one of its replicas.
+
+    With a `workload` (one that `serving_rate` models): the lowest cost per token that serves it, on full nodes. Where
+    there is none, or no layout serves it:
 
     Tensor parallel size: as asked, else the smallest that holds a batch of requests of the whole context, but not so
     large that the node no longer holds two replicas, where those hold two requests each. Without
@@ -92,6 +97,10 @@ def choose_layout(
     """
     stages = 1 if pipeline_parallel_size is None else pipeline_parallel_size
     _check(architecture, vm, replicas, tensor_parallel_size, stages, options)
+    if workload is not None and stages == 1:
+        served = _choose_for(architecture, vm, replicas, tensor_parallel_size, options, workload)
+        if served is not None:
+            return served
     sizes = (
         valid_tensor_parallel_sizes(architecture, vm.gpus // stages)
         if tensor_parallel_size is None
@@ -120,6 +129,66 @@ def choose_layout(
         reason=_reason(chosen, plans, asked=tensor_parallel_size is not None),
     )
     return layout, chosen
+
+
+def _choose_for(
+    architecture: Architecture,
+    vm: VmSize,
+    replicas: int | None,
+    tensor_parallel_size: int | None,
+    options: EngineOptions,
+    workload: Workload,
+) -> tuple[Layout, MemoryPlan] | None:
+    """The layout that serves a workload at the lowest cost per token; None where none serves it."""
+    asked = tensor_parallel_size is not None
+    plans: dict[int, MemoryPlan] = {}
+    for size in (tensor_parallel_size,) if asked else valid_tensor_parallel_sizes(architecture, vm.gpus):
+        try:
+            plan = memory_plan(architecture, vm.gpu, tensor_parallel_size=size, options=options)
+            plan = _choose(architecture, vm, [plan], options, pair=False, asked=asked)
+        except LayoutError:
+            continue
+        if plan.max_model_len >= workload.input_tokens + workload.output_tokens:
+            plans[size] = plan
+    found = sizing.layouts(architecture, vm, list(plans.values()), workload, options, replicas=replicas)
+    best = sizing.best(found, alone=replicas == 1)
+    if best is None:
+        return None
+    size = best.tensor_parallel_size
+    layout = Layout(
+        vm_size=vm.name,
+        pool=vm.pool,
+        tensor_parallel_size=size,
+        pipeline_parallel_size=1,
+        replicas=best.replicas,
+        gpus_per_replica=size,
+        replicas_per_node=best.replicas_per_node,
+        reason=_reason_for(best, found, asked=asked),
+    )
+    return layout, plans[size]
+
+
+def _reason_for(best: sizing.Served, found: list[sizing.Served], *, asked: bool) -> str:
+    """One sentence with what decided: the load, and the next best."""
+    each = f"{best.rate.time_per_output_token_ms.expected:.2g} ms a token"
+    load = f"the workload with {best.users_per_replica} users on a replica and about {each}"
+    size = best.tensor_parallel_size
+    if asked:
+        return f"Tensor parallel size {size} as asked; it serves {load}."
+    words = f"Tensor parallel size {size} serves {load} at the lowest cost per token"
+    others = sorted((other for other in found if other is not best), key=sizing.cost_of)
+    compared = []
+    for other in others[:2]:
+        more = sizing.cost_of(other) / sizing.cost_of(best) - 1
+        if other.lacks:
+            compared.append(f"{other.tensor_parallel_size} does not serve it")
+        elif more > sizing.TIE:
+            compared.append(f"{other.tensor_parallel_size} costs {more:.0%} more")
+        elif more < -sizing.TIE:
+            compared.append(f"{other.tensor_parallel_size} costs {-more:.0%} less, but is a single replica")
+        else:
+            compared.append(f"{other.tensor_parallel_size} costs about the same")
+    return f"{words}; {', '.join(compared)}." if compared else f"{words}: it is the only one that fits."
 
 
 def alternatives(

@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass, fields, replace
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
-from planning import capacity, catalogue, engine, network, parallelism, rollout, startup
+from planning import capacity, catalogue, engine, network, parallelism, rollout, serving_plan, serving_rate, startup
 from planning import cluster as cluster_plan
 from planning.capacity import CostPlan, GpuPoolPlan, QuotaNeed
 from planning.catalogue import Image, Preset, VmSize
@@ -22,6 +22,8 @@ from planning.memory import EngineOptions, LayoutError, MemoryPlan
 from planning.names import Names, names
 from planning.parallelism import Layout
 from planning.rollout import RolloutPlan
+from planning.serving_plan import ServingPlan
+from planning.serving_rate import Workload
 from planning.startup import StartupBudget
 
 if TYPE_CHECKING:
@@ -59,6 +61,7 @@ class ModelPlan:
     layout: Layout
     memory: MemoryPlan
     asked: EngineOptions  # what the settings say about the memory; None is vLLM's default
+    serving: ServingPlan
     image: Image
     command: tuple[str, ...]  # exec form, so that vLLM is PID 1 and gets SIGTERM
     args: tuple[str, ...]
@@ -158,6 +161,7 @@ def decide(settings: Settings, *, stack: str, source: str) -> StackPlan:
         *_steps(settings, models, stack),
         *(replace(finding, subject=model.name) for model in models for finding in model.memory.findings),
         *(finding for draft in drafts for finding in engine.findings(draft.all_options, draft.name)),
+        *(finding for model in models for finding in serving_plan.findings(model.serving, model.name)),
         *_interruptions(settings, models),
         *_idle(models, gpu_pools, settings.location),
         *_disk(models, gpu_pools),
@@ -237,6 +241,7 @@ def _draft(settings: Settings, name: str, source: str, problems: list[Problem]) 
         limit += "and a replica that spans nodes is not built yet"
         refuse("preset", preset.name, limit, "choose a model that `make presets` lists with a VM size")
         return None
+    workload, all_options = _workload(model), {**preset.options, **options}
     try:
         layout, memory = _layout(
             preset.name,
@@ -245,20 +250,78 @@ def _draft(settings: Settings, name: str, source: str, problems: list[Problem]) 
             options.get("tensor-parallel-size"),
             options.get("pipeline-parallel-size"),
             _engine_options(options, model.max_model_len),
+            workload if workload and not serving_rate.not_modelled(preset.architecture, vm.gpu, all_options) else None,
         )
     except LayoutError as error:
         key = "vllm.max-model-len" if error.key == "max-model-len" and model.max_model_len is None else error.key
         if settings.key(name, key) not in {problem.key for problem in problems}:
             refuse(key, error.value, error.limit, error.remedy)
         return None
+    if workload is not None:
+        length = workload.input_tokens + workload.output_tokens
+        if length > memory.max_model_len:
+            shown = f"{workload.input_tokens} + {workload.output_tokens} tokens"
+            limit = f"prompt and answer are {length} tokens, the context is {memory.max_model_len}"
+            longest = min(memory.longest_max_model_len, preset.architecture.native_context)
+            raised = f"set max-model-len to {length} or more, or " if longest >= length else ""
+            refuse("workload", shown, limit, f"{raised}shorten them")
     if len(problems) > before:
         return None
     return _Draft(name=name, settings=model, preset=preset, vm=vm, layout=layout, memory=memory, options=options)
 
 
+def _workload(model: ModelSettings) -> Workload | None:
+    """The load as the formulas take it."""
+    return Workload(**model.workload.model_dump()) if model.workload else None
+
+
+def _serving(draft: _Draft, price_per_hour: float | None, model: str) -> ServingPlan:
+    """What the decided layout serves."""
+    options = _engine_options(draft.options, draft.memory.max_model_len)
+    stages = draft.layout.pipeline_parallel_size
+    why = serving_rate.not_modelled(
+        draft.preset.architecture, draft.vm.gpu, draft.all_options, pipeline_parallel_size=stages
+    )
+    load = _workload(draft.settings)
+    return _cached_serving(
+        draft.preset.name, draft.layout, draft.settings.replicas, options, load, why, model, price_per_hour
+    )
+
+
+@lru_cache(maxsize=1024)
+def _cached_serving(
+    preset: str,
+    layout: Layout,
+    asked_replicas: int | None,
+    options: EngineOptions,
+    workload: Workload | None,
+    not_modelled: str,
+    model: str,
+    price_per_hour: float | None,
+) -> ServingPlan:
+    """Models that are alike share the answer."""
+    return serving_plan.serving_plan(
+        catalogue.preset(preset).architecture,
+        catalogue.vm_size(layout.vm_size),
+        layout,
+        options,
+        asked_replicas=asked_replicas,
+        workload=workload,
+        not_modelled=not_modelled,
+        model=model,
+        price_per_hour=price_per_hour,
+    )
+
+
 @lru_cache(maxsize=1024)
 def _layout(
-    preset: str, vm: str, replicas: int | None, tensor: int | None, stages: int | None, options: EngineOptions
+    preset: str,
+    vm: str,
+    replicas: int | None,
+    tensor: int | None,
+    stages: int | None,
+    options: EngineOptions,
+    workload: Workload | None,
 ) -> tuple[Layout, MemoryPlan]:
     """Models that are alike share the answer. Raises LayoutError."""
     return parallelism.choose_layout(
@@ -268,6 +331,7 @@ def _layout(
         tensor_parallel_size=tensor,
         pipeline_parallel_size=stages,
         options=options,
+        workload=workload,
     )
 
 
@@ -341,6 +405,7 @@ def _model(settings: Settings, draft: _Draft, pool: GpuPoolPlan) -> ModelPlan:
         layout=layout,
         memory=draft.memory,
         asked=_engine_options(draft.options, draft.settings.max_model_len),
+        serving=_serving(draft, draft.vm.price_per_hour.get(settings.location), served_name),
         image=image,
         command=engine.COMMAND,
         args=args,

@@ -52,6 +52,7 @@ def as_json(plan: StackPlan) -> dict[str, Any]:
     }
     for model, written in zip(plan.models, document["models"], strict=True):
         written["alternatives"] = _plain(page.other_layouts(plan, model))
+        written["serving"]["said"] = [_plain(block) for block in page.serving(model)]
         written["derived"] = {
             "max_concurrency_of_all_replicas": model.memory.max_concurrency * model.layout.replicas,
             "unused_gib": page.unused_gib(model),

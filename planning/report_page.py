@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING
 from planning import catalogue
 from planning.findings import Finding, Severity
 from planning.parallelism import Alternative, alternatives
+from planning.serving_rate import held_tokens, rough, span
+from planning.sizing import Served
 
 if TYPE_CHECKING:
     from planning.plan import ModelPlan, StackPlan
@@ -61,6 +63,16 @@ HEADER = (
     "longest",
     "during update",
     "replica, hour",
+)
+
+
+SERVING_HEADER = (
+    "whole nodes",
+    "serves it",
+    "users, replica",
+    "ms a token",
+    "tokens/s, node",
+    "$ per million out",
 )
 
 
@@ -231,6 +243,7 @@ def _model(plan: StackPlan, model: ModelPlan, width: int) -> Section:
                 )
             ),
             _alternatives(other_layouts(plan, model)),
+            *serving(model),
             _startup(model, width),
             Rows(rows=(("Update", rollout.update_consequence), ("Node drain", rollout.drain_consequence))),
         ),
@@ -325,6 +338,84 @@ def _alternatives(found: Sequence[Alternative]) -> Table:
         rows=tuple(rows),
         marked=marked,
         notes=tuple(f"{name}: {each.trade}" for name, each in zip(notes, near, strict=True)),
+    )
+
+
+def serving(model: ModelPlan) -> tuple[Rows | Table, ...]:
+    """What the model serves under its load: figures as ranges, with what they rest on."""
+    found, load = model.serving, model.serving.workload
+    limit = f", at most {load.max_tpot_ms:g} ms a token" if load.max_tpot_ms else ""
+    users = (
+        f"{count(load.users, 'user')} at any time, prompts of {load.input_tokens:,} and answers of "
+        f"{load.output_tokens:,} tokens{limit}"
+    )
+    users += "" if found.asked else " (a chat, as no workload is set)"
+    decided = found.decided
+    if decided is None:
+        why = f"not modelled: {found.not_modelled}\nmeasure it: {found.to_measure}"
+        return (Rows(rows=(("Load", users), ("Serves", why))),)
+    rate = decided.rate
+    each = held_tokens(load.input_tokens, load.output_tokens)
+    cost = "not known: the VM has no price in this region"
+    if decided.per_million_output_tokens and decided.per_million_tokens:
+        cost = (
+            f"${span(decided.per_million_output_tokens)} per million output tokens, "
+            f"${span(decided.per_million_tokens)} of all tokens, with the nodes as busy as this load makes them"
+        )
+    rows = (
+        ("Load", users),
+        (
+            "Users",
+            f"{rate.max_users * decided.replicas:,} before requests wait for KV cache, {rate.max_users:,} on each "
+            f"replica with {each:,} tokens each",
+        ),
+        (
+            "Each user",
+            f"{span(rate.time_per_output_token_ms)} ms per output token, {span(rate.tokens_per_second_per_user)} "
+            f"tokens per second; first token after about {rough(rate.time_to_first_token_ms.expected)} ms "
+            "(median, cold prompt)",
+        ),
+        (
+            "All users",
+            f"{span(rate.tokens_per_second_per_gpu)} output tokens per second and GPU, "
+            f"{span(decided.tokens_per_second_per_node)} a node",
+        ),
+        ("Token price", cost),
+        ("Basis", "; ".join((found.basis, *found.notes))),
+    )
+    marked = found.layouts.index(decided)
+    best = found.recommended
+    about = f"chosen: {decided.replicas} × TP {decided.tensor_parallel_size}; "
+    if best is None:
+        about += "none serves it"
+    else:
+        still = ", of those that serve through an update" if best.keeps_serving else ""
+        about += f"lowest cost per token{still}: {best.replicas} × TP {best.tensor_parallel_size} (10 % apart is a tie)"
+    lacks = [
+        f"{layout.replicas} × TP {layout.tensor_parallel_size}: {layout.lacks}"
+        for layout in found.layouts
+        if layout.lacks
+    ]
+    table = Table(
+        title="Under load",
+        about=about,
+        header=SERVING_HEADER,
+        rows=tuple(_served(layout) for layout in found.layouts),
+        marked=marked,
+        notes=tuple(lacks),
+    )
+    return Rows(rows=rows), table
+
+
+def _served(layout: Served) -> tuple[str, ...]:
+    price = layout.per_million_output_tokens
+    return (
+        f"{count(layout.nodes, 'node')}, {layout.replicas} × TP {layout.tensor_parallel_size}",
+        "no" if layout.lacks else "yes",
+        str(layout.users_per_replica),
+        span(layout.rate.time_per_output_token_ms),
+        span(layout.tokens_per_second_per_node),
+        "not known" if price is None else span(price),
     )
 
 

@@ -139,13 +139,9 @@ def _size(options: argparse.Namespace) -> str:
             if reason:
                 why = why or reason
                 continue
-            layouts = sizing.layouts(
-                architecture,
-                vm,
-                workload,
-                EngineOptions(max_model_len=length),
-                price_per_hour=vm.cheapest_price,
-            )
+            engine = EngineOptions(max_model_len=length)
+            fitting = sizing.fitting(architecture, vm, engine)
+            layouts = sizing.layouts(architecture, vm, fitting, workload, engine, price_per_hour=vm.cheapest_price)
             # Of a model among many, the best layout of each VM size; of one model, all of them.
             chosen = sizing.best(layouts) or sizing.closest(layouts)
             found += [(name, each) for each in layouts if options.preset is not None or each is chosen]

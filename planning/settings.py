@@ -170,6 +170,28 @@ class BudgetSettings(_Described):
     )
 
 
+class WorkloadSettings(_Described):
+    """The load that a model is planned for."""
+
+    input_tokens: WholeNumber = Field(ge=1, description="Tokens of a prompt, mean.", examples=[1024])
+    output_tokens: WholeNumber = Field(ge=1, description="Tokens of an answer, mean.", examples=[512])
+    users: WholeNumber = Field(
+        ge=1,
+        le=1_000_000,
+        description="Requests that are under way at any time, over all replicas. People who read and type between "
+        "requests count for less than one.",
+        examples=[64],
+    )
+    max_tpot_ms: float | None = Field(
+        default=None,
+        gt=0,
+        allow_inf_nan=False,
+        description="Longest time per output token that users accept, in milliseconds: 40 is 25 tokens a second. "
+        "Default: no limit.",
+        examples=[40],
+    )
+
+
 class ModelSettings(_Described):
     """One served model."""
 
@@ -201,6 +223,12 @@ class ModelSettings(_Described):
         pattern=r"^[0-9a-f]{40}$",
         description="Commit of the model on Hugging Face. Leave it alone to follow the preset's pinned one.",
         examples=["6f6073b423013f6a7d4d9f39144961bfbfbc386b"],
+    )
+    workload: WorkloadSettings | None = Field(
+        default=None,
+        description="The load to plan for: layout and replicas that are left open are chosen for the lowest cost per "
+        "token under it. Default: none; the report then shows a chat of 1024 and 512 tokens.",
+        examples=[{"input-tokens": 1024, "output-tokens": 512, "users": 64, "max-tpot-ms": 40}],
     )
     vllm: dict[str, Any] = Field(
         default_factory=dict,
@@ -345,7 +373,8 @@ _GROUPS: dict[str, type[_Described]] = {
     "maintenance": MaintenanceSettings,
     "budget": BudgetSettings,
 }
-_MAPS = ("vllm", "tags", *_GROUPS)
+_WORKLOAD = tuple(field.replace("_", "-") for field in WorkloadSettings.model_fields)
+_MAPS = ("vllm", "tags", "workload", *_GROUPS)
 #: Their text is taken as it is; every other value of a bag is JSON.
 _TEXTS = (
     "preset",
@@ -359,7 +388,7 @@ _TEXTS = (
 )
 _EXAMPLES = {
     alias.replace("_", "-"): field.examples[0]
-    for model in (Settings, ModelSettings, *_GROUPS.values())
+    for model in (Settings, ModelSettings, WorkloadSettings, *_GROUPS.values())
     for alias, field in model.model_fields.items()
     if field.examples
 }
@@ -700,7 +729,10 @@ def _check_names(raw: dict[str, Any], refuse: Any) -> None:
             del models[name]
         for name, model in models.items():
             if isinstance(model, dict):
-                _check_unknown(model, _FLAT, f"{NAMESPACE}:models.{name}", refuse)
+                prefix = f"{NAMESPACE}:" if raw.get("flat") else f"{NAMESPACE}:models.{name}."
+                _check_unknown(model, _FLAT, prefix.rstrip("."), refuse)
+                if isinstance(model.get("workload"), dict):
+                    _check_unknown(model["workload"], _WORKLOAD, f"{prefix}workload", refuse)
     for group, kind in _GROUPS.items():
         if isinstance(raw.get(group), dict):
             known = [field.replace("_", "-") for field in kind.model_fields]
@@ -742,6 +774,8 @@ def _limit(error: Any, name: str) -> str:
     kind = error["type"]
     words = {
         "greater_than_equal": f"must be at least {context.get('ge')}",
+        "greater_than": f"must be above {context.get('gt'):g}" if "gt" in context else "",
+        "finite_number": "must be a finite number",
         "less_than_equal": f"must be at most {context.get('le')}",
         "literal_error": f"must be one of {context.get('expected', '').replace(' or ', ', ')}".replace("'", ""),
         "string_type": "must be text",
@@ -766,6 +800,8 @@ def _limit(error: Any, name: str) -> str:
         return patterns.get(name, "must be 1 to 512 characters without < > % & \\ ? /")
     if kind.startswith("int"):
         return "must be a whole number"
+    if kind.startswith("float"):
+        return "must be a number"
     if kind.startswith("bool"):
         return "must be true or false"
     return words.get(kind, error["msg"])

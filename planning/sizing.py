@@ -5,7 +5,7 @@ Nodes are paid whole, so they are filled: with `replicas` left open, a layout ha
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from planning import serving_rate
@@ -36,6 +36,7 @@ class Served:
     per_hour: float | None  # whole nodes
     per_million_output_tokens: Range | None  # with the nodes as busy as this load makes them
     per_million_tokens: Range | None  # prompt and answer together
+    fastest_token_ms: float  # with a single user on a replica
     lacks: str  # what keeps it from serving the load; empty where nothing does
 
     @property
@@ -83,22 +84,22 @@ def serve(
         limit = workload.max_tpot_ms
         return limit is not None and rate.time_per_output_token_ms.expected > limit
 
-    if replicas is None:
-        most = min(int(held), memory.max_num_seqs, serving_rate.most_users())
-        each = bisect(lambda users: not too_slow(at(users)), most)
-        nodes = -(-workload.users // (max(1, each) * per_node))
-        count = nodes * per_node
-    else:
-        count, nodes = replicas, -(-replicas // per_node)
+    fastest = at(1).time_per_output_token_ms.expected
+    most = min(int(held), memory.max_num_seqs, serving_rate.most_users())
+    each = bisect(lambda users: not too_slow(at(users)), most)
+    nodes = -(-(replicas or -(-workload.users // (each or most or 1))) // per_node)
+    count = replicas or nodes * per_node
     share = -(-workload.users // min(count, workload.users))
     rate = at(share)
-    lacks = ""
+    limit, lacks = workload.max_tpot_ms, ""
     if rate.oversubscribed:
-        lacks = f"its KV cache holds {rate.max_users} users of a replica, {share} come"
-    elif too_slow(rate):
+        lacks = f"the KV cache of a replica holds {rate.max_users} users, {share} come"
+    elif limit is not None and each == 0:
+        lacks = f"an output token takes about {fastest:.2g} ms even for a single user, {limit:g} ms are allowed"
+    elif limit is not None and too_slow(rate):
         lacks = (
-            f"an output token takes about {rate.time_per_output_token_ms.expected:.2g} ms with {share} "
-            f"user{'s' if share > 1 else ''} on a replica, {workload.max_tpot_ms:g} ms are allowed"
+            f"an output token takes about {rate.time_per_output_token_ms.expected:.2g} ms with {share} users on a "
+            f"replica, {limit:g} ms are allowed"
         )
     total = _scaled(rate.tokens_per_second_per_gpu, tensor * workload.users / share)
     hourly = None if price_per_hour is None else price_per_hour * nodes
@@ -118,57 +119,57 @@ def serve(
         per_hour=hourly,
         per_million_output_tokens=per_output,
         per_million_tokens=per_output and _scaled(per_output, 1 / both),
+        fastest_token_ms=fastest,
         lacks=lacks,
     )
+
+
+def fitting(architecture: Architecture, vm: VmSize, options: EngineOptions) -> list[MemoryPlan]:
+    """Every tensor parallel size that fits on the VM size, ascending."""
+    found = []
+    for size in valid_tensor_parallel_sizes(architecture, vm.gpus):
+        try:
+            memory = memory_plan(architecture, vm.gpu, tensor_parallel_size=size, options=options)
+        except LayoutError:  # a split that vLLM would refuse
+            continue
+        if memory.verdict == "fits":
+            found.append(memory)
+    return found
 
 
 def layouts(
     architecture: Architecture,
     vm: VmSize,
+    memories: Sequence[MemoryPlan],
     workload: Workload,
     options: EngineOptions,
     *,
-    tensor_parallel_sizes: Iterable[int] | None = None,
     replicas: int | None = None,
     price_per_hour: float | None = None,
 ) -> list[Served]:
-    """Every tensor parallel size that fits on the VM size, ascending; empty where none does."""
-    found = []
-    for size in tensor_parallel_sizes or valid_tensor_parallel_sizes(architecture, vm.gpus):
-        try:
-            memory = memory_plan(architecture, vm.gpu, tensor_parallel_size=size, options=options)
-            if memory.verdict == "fits":
-                found.append(
-                    serve(
-                        architecture,
-                        vm,
-                        memory,
-                        workload,
-                        options,
-                        replicas=replicas,
-                        price_per_hour=price_per_hour,
-                    )
-                )
-        except LayoutError:  # a split that vLLM would refuse
-            continue
-    return found
+    """The load on each of some splits."""
+    return [
+        serve(architecture, vm, memory, workload, options, replicas=replicas, price_per_hour=price_per_hour)
+        for memory in memories
+    ]
 
 
-def best(found: Sequence[Served]) -> Served | None:
-    """The cheapest per token of those that serve the load; in a tie, what keeps serving in an update, then the
-    smaller split. None where none serves it.
+def best(found: Sequence[Served], *, alone: bool = False) -> Served | None:
+    """The cheapest per token of those that serve the load, in a tie the smaller split; None where none serves it.
+
+    Without `alone` a single replica, of which an update is an outage, is the last resort.
     """
     serving = [each for each in found if not each.lacks]
+    serving = [each for each in serving if alone or each.keeps_serving] or serving
     if not serving:
         return None
     least = min(map(cost_of, serving))
-    tied = [each for each in serving if cost_of(each) <= least * (1 + TIE)]
-    return min(tied, key=lambda each: (not each.keeps_serving, each.tensor_parallel_size))
+    return next(each for each in serving if cost_of(each) <= least * (1 + TIE))
 
 
 def closest(found: Sequence[Served]) -> Served | None:
-    """Where none serves the load: the one that comes nearest to its time per output token."""
-    return min(found, key=lambda each: (each.rate.time_per_output_token_ms.expected, each.nodes), default=None)
+    """Where none serves the load: the one that could be the fastest."""
+    return min(found, key=lambda each: each.fastest_token_ms, default=None)
 
 
 def cost_of(served: Served) -> float:

@@ -165,6 +165,14 @@ some_models = st.dictionaries(
         optional={
             "max-model-len": st.integers(1, 200_000),
             "replicas": st.integers(1, 6),
+            "workload": st.fixed_dictionaries(
+                {
+                    "input-tokens": st.integers(1, 10_000),
+                    "output-tokens": st.integers(1, 10_000),
+                    "users": st.integers(1, 1000),
+                },
+                optional={"max-tpot-ms": st.floats(1, 200)},
+            ),
             "vllm": st.fixed_dictionaries(
                 {},
                 optional={

@@ -55,8 +55,8 @@ scalars = st.one_of(
 models = st.dictionaries(
     st.sampled_from(["chat", "Draft", "default", "x" * 64]),
     st.dictionaries(
-        st.sampled_from(["preset", "max-model-len", "replicas", "vm-size", "vllm", "max_model_len"]),
-        st.one_of(scalars, st.dictionaries(st.sampled_from(["max-num-seqs", "swap-space"]), scalars)),
+        st.sampled_from(["preset", "max-model-len", "replicas", "vm-size", "vllm", "max_model_len", "workload"]),
+        st.one_of(scalars, st.dictionaries(st.sampled_from(["max-num-seqs", "swap-space", "users"]), scalars)),
     ),
 )
 configs = st.dictionaries(
