@@ -370,7 +370,7 @@ def _pod(token: pulumi.Output[str]) -> core.v1.PodSpecArgs:
                 label_selector=meta.v1.LabelSelectorArgs(match_labels=SELECTOR),
             )
         ],
-        termination_grace_period_seconds=334,
+        termination_grace_period_seconds=354,
         security_context=core.v1.PodSecurityContextArgs(
             run_as_non_root=True,
             run_as_user=2000,
@@ -431,7 +431,7 @@ def _pod(token: pulumi.Output[str]) -> core.v1.PodSpecArgs:
                     http_get=probe, period_seconds=5, timeout_seconds=5, failure_threshold=3
                 ),
                 lifecycle=core.v1.LifecycleArgs(
-                    pre_stop=core.v1.LifecycleHandlerArgs(sleep=core.v1.SleepActionArgs(seconds=20))
+                    pre_stop=core.v1.LifecycleHandlerArgs(sleep=core.v1.SleepActionArgs(seconds=40))
                 ),
                 resources=core.v1.ResourceRequirementsArgs(
                     requests={"nvidia.com/gpu": "4", "memory": "400Gi", "cpu": "40"},

@@ -8,8 +8,12 @@ from dataclasses import dataclass
 from planning.parallelism import Layout
 from planning.startup import StartupBudget
 
-#: Seconds between leaving the Service and SIGTERM: proxies need to hear of it, and vLLM answers 500 afterwards.
-PRE_STOP_SECONDS = 20
+#: Seconds for which AKS' CoreDNS may go on answering with a replica that has left the Service: `ttl 30` and `cache 30`,
+#: which its users cannot change (Azure/AKS#3661).
+DNS_SECONDS = 30
+#: Seconds between leaving the Service and SIGTERM: the edge must have heard of it, and vLLM answers 500 afterwards.
+#: With 20, hundreds of requests were lost in an update (tests/serving).
+PRE_STOP_SECONDS = DNS_SECONDS + 10
 #: Tokens a second of one busy request, at the low end, for the longest answer that may still finish.
 SLOW_TOKENS_PER_SECOND = 30
 #: Seconds for vLLM to end its workers after the last answer; the kubelet kills what takes longer.

@@ -78,8 +78,8 @@ def test_every_node_can_be_drained_and_no_more_is_taken_at_once_than_needed(
 def test_the_longest_answer_may_finish_before_the_kubelet_kills(tokens: int, seconds: int) -> None:
     plan = _plan(tokens=tokens)
     assert plan.shutdown_timeout_seconds == seconds, "tokens at 30 a second, rounded up"
-    assert plan.pre_stop_seconds == 20
-    assert plan.termination_grace_seconds == 20 + seconds + 40 == rollout.termination_grace_seconds(tokens)
+    assert plan.pre_stop_seconds == 40, "the cluster's DNS may name a replica for 30 seconds after it has left"
+    assert plan.termination_grace_seconds == 40 + seconds + 40 == rollout.termination_grace_seconds(tokens)
 
 
 def test_consequences_are_sentences() -> None:
