@@ -51,8 +51,8 @@ test: $(READY) ## all tests; the first run builds the control plane, about ten m
 test-engine: $(READY) ## the plan against vLLM's own code on the CPU: 6 GB and half an hour the first time
 	@$(RUN) -m pytest -m engine -s tests/engine $(ARGS)
 
-engine-contract: $(READY) ## regenerate the options of a vLLM: make engine-contract VERSION=0.33.0
-	@$(RUN) tests/engine/contract.py $(or $(VERSION),0.33.0)
+engine-contract: $(READY) ## make the folder of a vLLM from its own code: make engine-contract VERSION=0.33.0
+	@$(RUN) tests/engine/contract.py $(or $(VERSION),$(error VERSION=0.33.0 names the vLLM whose folder is made))
 
 test-long: $(READY) ## property tests of the planner on 10,000 examples each, before a release
 	@$(RUN) -m pytest tests/planning/test_robust.py --hypothesis-profile=long $(ARGS)

@@ -94,6 +94,10 @@ def _parser() -> argparse.ArgumentParser:
     fit.add_argument("--gpu-memory-utilization", type=number, metavar="SHARE")
     fit.add_argument("--kv-cache-dtype", metavar="DTYPE", help="auto or fp8")
     fit.add_argument("--block-size", type=int, metavar="TOKENS")
+    fit.add_argument("--enable-expert-parallel", action="store_true", help="deal experts out whole, instead of split")
+    fit.add_argument(
+        "--decode-context-parallel-size", type=int, metavar="N", help="GPUs that divide copies of the KV cache"
+    )
     fit.add_argument("--weights-gib", type=positive, metavar="GIB", help="per GPU, replaces the computed value")
     fit.add_argument("--available-kv-gib", type=number, metavar="GIB", help="per GPU, replaces the computed value")
     fit.add_argument("--vllm-version", metavar="VERSION", help="default: the one that is deployed")
@@ -159,8 +163,10 @@ def _fit(options: argparse.Namespace) -> str:
                 max_num_batched_tokens=options.max_num_batched_tokens,
                 kv_cache_dtype=options.kv_cache_dtype,
                 block_size=options.block_size,
+                enable_expert_parallel=options.enable_expert_parallel,
+                decode_context_parallel_size=options.decode_context_parallel_size,
             ),
-            engine_version=(options.vllm_version or catalogue.engine_versions()[-1]).removeprefix("v"),
+            engine_version=(options.vllm_version or catalogue.deployed_engine()).removeprefix("v"),
             gpu_memory_gib=options.gpu_memory_gib,
             weights_gib=options.weights_gib,
             available_kv_gib=options.available_kv_gib,

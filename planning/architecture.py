@@ -6,6 +6,7 @@ raises `NotModelledError` with words; a guess would look like an answer.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -18,6 +19,14 @@ DTYPE_BYTES = {"bfloat16": 2, "float16": 2}
 
 #: Rotary embeddings whose table has a row for each of max_position_embeddings.
 PLAIN_ROPE = {None, "default", "llama3", "proportional"}
+
+
+#: Beyond these a config is damaged: no model has such numbers, and loops over them would not end.
+MOST, MOST_PARTS = 2**53, 8192
+_PARTS = re.compile(r"(layers|depth|heads|experts)$")
+
+#: What reading a field of another kind than in published configs raises.
+BROKEN = (TypeError, ValueError, LookupError, AttributeError, ArithmeticError, RecursionError)
 
 
 class NotModelledError(Exception):
@@ -98,10 +107,13 @@ def from_hf_config(config: Mapping[str, Any], quantization_beside: Mapping[str, 
         raise NotModelledError(f"{family} is not modelled yet: {why}.")
     inner = config.get("text_config")
     text = {**config, **inner} if isinstance(inner, Mapping) else config
+    _plausible(family, config)
     try:
         formats = quantization(config, quantization_beside)
     except FormatError as error:
         raise NotModelledError(f"{family} is not modelled yet: {error}.") from None
+    except BROKEN as error:
+        raise _broken(family, "quantization_config", error) from None
     foreign = [
         words
         for name, (words, keys) in FEATURES.items()
@@ -109,7 +121,35 @@ def from_hf_config(config: Mapping[str, Any], quantization_beside: Mapping[str, 
     ]
     if foreign:
         raise NotModelledError(f"{family} is not modelled yet: {'; '.join(foreign)}.")
-    return build(Config(family, text, formats, config))
+    c = Config(family, text, formats, config)
+    try:
+        found = build(c)
+    except BROKEN as error:
+        raise _broken(family, c.asked, error) from None
+    if not max(found.parameters, found.native_context, found.rope_bytes) <= MOST:
+        raise NotModelledError(f"{family} cannot be planned: config.json comes to more than any model has.")
+    return found
+
+
+def _plausible(family: str, config: Mapping[str, Any]) -> None:
+    """Raises NotModelledError for numbers that no model has, at any depth."""
+    for key, value in config.items():
+        if isinstance(value, Mapping):
+            _plausible(family, value)
+        numbers = value if isinstance(value, list) else [value]
+        most = MOST_PARTS if _PARTS.search(str(key)) else MOST
+        for number in numbers:
+            if isinstance(number, int) and abs(number) > most:
+                shown = str(number) if abs(number) < 10**100 else "a number of more than 100 digits"
+                raise NotModelledError(f"{family} cannot be planned: config.json has {key} = {shown}; no model does.")
+
+
+def _broken(family: str, field: str, error: Exception) -> NotModelledError:
+    said = f"{type(error).__name__}: {error}"[:200]
+    return NotModelledError(
+        f"{family} cannot be planned: config.json lacks a field, or has one of another kind than published models do "
+        f"(near {field}; {said})."
+    )
 
 
 class Config:
@@ -117,6 +157,7 @@ class Config:
 
     def __init__(self, family: str, text: Mapping[str, Any], formats: Quantization, outer: Mapping[str, Any]) -> None:
         self.family, self.text, self.formats, self.outer = family, text, formats, outer
+        self.asked = "architectures"  # the field that was read last, for the message
         dtype = text.get("torch_dtype") or text.get("dtype") or outer.get("torch_dtype") or outer.get("dtype")
         self.dtype = str(dtype or "bfloat16")  # vLLM's own choice where the config names none
         if self.dtype not in DTYPE_BYTES:
@@ -128,11 +169,13 @@ class Config:
         raise NotModelledError(f"{self.family} is not modelled yet: {why}.")
 
     def get(self, key: str, default: Any = None) -> Any:
+        self.asked = key
         value = self.text.get(key)
         return default if value is None else value
 
     def size(self, key: str, default: int | None = None) -> int:
         """A positive whole number; null counts as missing."""
+        self.asked = key
         value = self.text.get(key)
         value = default if value is None else value
         if not isinstance(value, int) or isinstance(value, bool) or value < 1:

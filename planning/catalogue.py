@@ -334,6 +334,18 @@ def engine_versions() -> tuple[str, ...]:
     return tuple(sorted(names, key=lambda version: [int(part) for part in version.split(".")]))
 
 
+@cache
+def deployed_engine() -> str:
+    """The vLLM version that is deployed: the tag of its image. Raises InvalidStack where it has no folder."""
+    tag = image("vllm").tag
+    version = tag.removeprefix("v").partition("-")[0]
+    if version not in engine_versions():
+        known = f"has no folder under presets/engines, which knows {', '.join(engine_versions())}"
+        remedy = f"make engine-contract VERSION={version}, or name a version that is known"
+        raise _invalid("presets/images.yaml", "images.vllm.tag", tag, known, remedy)
+    return version
+
+
 def engine_memory(version: str) -> Mapping[str, Any]:
     """The memory constants of one engine folder. Raises KeyError where there is no such folder."""
     if version not in engine_versions():

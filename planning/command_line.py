@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import math
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -126,10 +125,14 @@ def refused(error: LayoutError) -> InputError:
     return InputError(f"--{error.key.removeprefix('vllm.')} {error.value}: {error.limit}; {error.remedy}")
 
 
+#: More GiB than any machine has; beyond it arithmetic would overflow.
+MOST = 1e9
+
+
 def number(text: str) -> float:
-    """A finite number; argparse says so where it is none."""
+    """A number up to MOST; argparse says so where it is none."""
     value = float(text)
-    if not math.isfinite(value):
+    if not abs(value) <= MOST:
         raise ValueError(text)
     return value
 

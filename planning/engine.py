@@ -18,14 +18,11 @@ from typing import Any
 
 import yaml
 
-from planning.catalogue import PRESETS, Image, Preset
+from planning.catalogue import PRESETS, Image, Preset, deployed_engine
 from planning.findings import Finding, Problem, Severity
 from planning.memory import MemoryPlan
 from planning.parallelism import Layout
 from planning.startup import StartupBudget
-
-ENGINE_VERSION = "0.33.0"
-FOLDER = PRESETS / "engines" / f"vllm-{ENGINE_VERSION}"
 
 #: Exec form: vLLM is process 1 of the container and gets SIGTERM itself.
 COMMAND = ("vllm", "serve")
@@ -48,11 +45,16 @@ class DownloadPlan:
     target: str  # directory inside the pod, on the weights volume
 
 
+def folder() -> Path:
+    """The contract of the version that is deployed."""
+    return PRESETS / "engines" / f"vllm-{deployed_engine()}"
+
+
 @cache
 def _arguments() -> dict[str, dict[str, Any]]:
     """Option -> kind, choices (`unless` another option is set), `off` (turns a switch off), `many` (how a list is
     written), `also` (aliases)."""
-    return json.loads((FOLDER / "arguments.json").read_text())
+    return json.loads((folder() / "arguments.json").read_text())
 
 
 @cache
@@ -65,7 +67,7 @@ def _names() -> dict[str, str]:
 @cache
 def _rules() -> dict[str, Any]:
     loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
-    return yaml.load((FOLDER / "rules.yaml").read_text(), Loader=loader)  # noqa: S506  both loaders are safe ones
+    return yaml.load((folder() / "rules.yaml").read_text(), Loader=loader)  # noqa: S506  both loaders are safe ones
 
 
 def _plain(key: str) -> str:
@@ -142,12 +144,12 @@ def _objection(name: str, value: object) -> tuple[str, str]:
     rules = _rules()
     if name in rules["removed"]:
         gone = rules["removed"][name]
-        since = f"was removed in vLLM {gone['since']}" if gone["since"] else f"is gone in vLLM {ENGINE_VERSION}"
+        since = f"was removed in vLLM {gone['since']}" if gone["since"] else f"is gone in vLLM {deployed_engine()}"
         return f"{since} ({gone['why']}): the server would not start", gone["instead"]
     if name in rules["reserved"]:
         return "belongs to the plan", f"delete the line: {rules['reserved'][name]}"
     if name not in _arguments():
-        return f"is not an option of vLLM {ENGINE_VERSION}", _nearest(name)
+        return f"is not an option of vLLM {deployed_engine()}", _nearest(name)
     if value is None:
         return "has no value", "give it one or delete the line"
     if value == "(hidden)":

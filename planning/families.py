@@ -892,6 +892,7 @@ def _projector(inner: int, inputs: int, outputs: int, *, bias: bool = True, whol
 
 
 def _vision(c: Config) -> Mapping[str, Any] | None:
+    c.asked = "vision_config"
     vision = c.outer.get("vision_config")
     return vision if isinstance(vision, Mapping) else None
 

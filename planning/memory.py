@@ -17,7 +17,7 @@ from typing import Any
 
 from planning import kv_cache
 from planning.architecture import Architecture
-from planning.catalogue import Gpu
+from planning.catalogue import Gpu, deployed_engine
 from planning.findings import Finding
 from planning.kv_cache import CacheError, Request, bisect
 from planning.memory_findings import FEWER_SEQS, GIB, SUBJECT, has_no_kernel, notes, refusals
@@ -111,9 +111,9 @@ def check_tensor_parallel_size(architecture: Architecture, size: int, *, limit: 
         )
 
 
-def highest_utilization(gpu_memory_gib: float, engine_version: str = "0.33.0") -> float:
+def highest_utilization(gpu_memory_gib: float) -> float:
     """The share of the card that CUDA leaves free before vLLM starts, in hundredths: vLLM refuses to start above it."""
-    return math.floor(100 * (1 - constants(engine_version).context_gib / gpu_memory_gib)) / 100
+    return math.floor(100 * (1 - constants(deployed_engine()).context_gib / gpu_memory_gib)) / 100
 
 
 @lru_cache(maxsize=4096)
@@ -134,7 +134,7 @@ def memory_plan(
     tensor_parallel_size: int,
     pipeline_parallel_size: int = 1,
     options: EngineOptions = EngineOptions(),
-    engine_version: str = "0.33.0",
+    engine_version: str | None = None,
     gpu_memory_gib: float | None = None,
     weights_gib: float | None = None,
     available_kv_gib: float | None = None,
@@ -142,10 +142,11 @@ def memory_plan(
     """Will one replica fit, and what is left for the KV cache.
 
     `gpu` sets vLLM's defaults, `gpu_memory_gib` replaces its total memory; `weights_gib` and `available_kv_gib` (both
-    per GPU) replace the computed values. A model that does not fit is a verdict with findings. Raises LayoutError for
-    sizes and options that cannot work on any GPU.
+    per GPU) replace the computed values; the version is the one that is deployed unless named. A model that does not
+    fit is a verdict with findings. Raises LayoutError for sizes and options that cannot work on any GPU.
     """
-    known = constants(engine_version)
+    version = engine_version or deployed_engine()
+    known = constants(version)
     tensor, stages = tensor_parallel_size, pipeline_parallel_size
     expert = tensor if options.enable_expert_parallel else 1
     total_gib = gpu.memory_gib if gpu_memory_gib is None else gpu_memory_gib
@@ -159,7 +160,7 @@ def memory_plan(
     kv_dtype = options.kv_cache_dtype or "auto"
     declared = architecture.kv_cache_dtype if kv_dtype == "auto" else kv_dtype
     block, layout = _cache_layout(
-        architecture, engine_version, gpu.compute_capability, tensor, stages, declared, options.block_size
+        architecture, version, gpu.compute_capability, tensor, stages, declared, options.block_size
     )
     caching = options.enable_prefix_caching is not False
 
@@ -369,6 +370,13 @@ def _check(
             value=utilization,
             limit="a share above 0 and at most 1",
             remedy="leave it out for vLLM's own default",
+        )
+    if options.enable_expert_parallel and not architecture.experts:
+        raise LayoutError(
+            key="vllm.enable-expert-parallel",
+            value=True,
+            limit="the model has no experts, and vLLM refuses to deal out none",
+            remedy="leave it out",
         )
     check_tensor_parallel_size(architecture, tensor, limit=architecture.heads, expert=expert)
     if stages > architecture.layers:

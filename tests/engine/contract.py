@@ -1,9 +1,11 @@
-"""Regenerate `presets/engines/vllm-<version>/arguments.json` from that version's own `vllm serve` parser.
+"""Make `presets/engines/vllm-<version>/`, a version's contract, from that version's own code.
 
     python tests/engine/contract.py 0.33.0
 
-One row an option: `kind` of its value, `choices` (`unless` another option is set), `off` (turns a switch off), `many`
-(how a list is written), `also` (aliases). Run inside vLLM's environment without a word, it prints the rows.
+`arguments.json` and `environment.yaml` are written anew; of `rules.yaml` and `memory.yaml`, which people write, a new
+folder gets a copy of the version's before. One row an option: `kind` of its value, `choices` (`unless` another option
+is set), `off` (turns a switch off), `many` (how a list is written), `also` (aliases). Run inside vLLM's environment
+without a word, it prints what it would write.
 """
 
 from __future__ import annotations
@@ -81,24 +83,63 @@ def _quantizations() -> list[str]:
     return list(QUANTIZATION_METHODS)
 
 
-def describe() -> dict[str, dict[str, Any]]:
-    """Every option of the vLLM that this process imports."""
+def describe() -> dict[str, Any]:
+    """Every option and every environment variable of the vLLM that this process imports."""
     sys.path.insert(0, str(HERE))
     import pretend_h100
     import serve_parser
 
     pretend_h100.install()
+    from vllm.envs import environment_variables
+
     actions = serve_parser.make_parser()._actions
     return {
-        action.option_strings[0].lstrip("-"): row(action)
-        for action in actions
-        if action.option_strings and "--help" not in action.option_strings
+        "arguments": {
+            action.option_strings[0].lstrip("-"): row(action)
+            for action in actions
+            if action.option_strings and "--help" not in action.option_strings
+        },
+        "environment": sorted(environment_variables),
     }
 
 
-def written(rows: dict[str, dict[str, Any]]) -> str:
+def arguments_json(rows: dict[str, dict[str, Any]]) -> str:
     """One line an option, so that a new version reads as a diff."""
     return "{\n" + ",\n".join(f'  "{name}": {json.dumps(rows[name])}' for name in sorted(rows)) + "\n}\n"
+
+
+def environment_yaml(version: str, names: list[str]) -> str:
+    lines = [
+        f"# Environment variables that vLLM {version} reads (vllm.envs). Others that begin with VLLM_ do nothing.",
+        "names:",
+        *(f"  - {name}" for name in names),
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def before(version: str) -> str | None:
+    """The newest version with a folder that is older than this one."""
+
+    def key(name: str) -> list[int]:
+        return [int(part) for part in name.split(".")]
+
+    names = [path.name.removeprefix("vllm-") for path in ENGINES.glob("vllm-*")]
+    return max((name for name in names if key(name) < key(version)), key=key, default=None)
+
+
+def by_hand(folder: Path, version: str, older: str) -> None:
+    """What a person has to judge starts as the older version's, and says so."""
+    for name in ("rules.yaml", "memory.yaml"):
+        if not (folder / name).exists():
+            text = (ENGINES / f"vllm-{older}" / name).read_text()
+            (folder / name).write_text(f"# Copied from vLLM {older}'s: not yet compared with {version}.\n{text}")
+
+
+def differences(rows: dict[str, Any], older: str) -> str:
+    """What `rules.yaml` has to be told: options that are gone, and new ones that may belong to the plan."""
+    had = json.loads((ENGINES / f"vllm-{older}" / "arguments.json").read_text())
+    gone, new = sorted(set(had) - set(rows)), sorted(set(rows) - set(had))
+    return f"since {older}: gone: {', '.join(gone) or 'none'}; new: {', '.join(new) or 'none'}"
 
 
 def main(version: str) -> None:
@@ -109,10 +150,15 @@ def main(version: str) -> None:
         environment.command(place, __file__),
         env=environment.variables(place, version), stdout=subprocess.PIPE, text=True, check=True,
     )  # fmt: skip
-    target = ENGINES / f"vllm-{version}" / "arguments.json"
-    target.parent.mkdir(exist_ok=True)
-    target.write_text(written(json.loads(printed.stdout.splitlines()[-1])))
-    print(f"{target.relative_to(ENGINES.parents[1])}: what its rules mean is in rules.yaml, by hand")
+    found = json.loads(printed.stdout.splitlines()[-1])
+    folder = ENGINES / f"vllm-{version}"
+    folder.mkdir(exist_ok=True)
+    (folder / "arguments.json").write_text(arguments_json(found["arguments"]))
+    (folder / "environment.yaml").write_text(environment_yaml(version, found["environment"]))
+    print(f"{folder.relative_to(ENGINES.parents[1])}: {len(found['arguments'])} options")
+    if older := before(version):
+        by_hand(folder, version, older)
+        print(differences(found["arguments"], older))
 
 
 if __name__ == "__main__":

@@ -17,6 +17,7 @@ import tempfile
 import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,7 @@ HERE = Path(__file__).parent
 sys.path[:0] = [str(HERE), str(HERE.parents[1])]
 
 import pretend_h100  # noqa: E402
+from environment import VERSION  # noqa: E402
 
 from tests import hf_configs  # noqa: E402
 
@@ -39,6 +41,8 @@ def variants(tensor: int) -> Iterator[tuple[dict[str, Any], tuple[tuple[int | No
     yield {}, ((None, 8192, 30 * GIB + 12_345_678), (8192, 2048, 4 * GIB), (4096, 8192, 200 * GIB + 1))
     if tensor in (1, 2, 8):
         yield {"kv_cache_dtype": "fp8"}, ((None, 8192, 30 * GIB + 12_345_678), (32768, 2048, 10 * GIB - 1))
+    if tensor in (2, 8):
+        yield {"enable_expert_parallel": True}, ((None, 8192, 30 * GIB + 12_345_678),)
     if tensor in (1, 4):
         yield {"block_size": 64}, ((16384, 8192, 20 * GIB + 4095),)
     if tensor == 4:
@@ -327,7 +331,7 @@ def one_model(config: dict[str, Any], quantization: dict[str, Any] | None) -> di
                         gc.collect()
                     by_hand = config.get("model_type") in BY_HAND
                     cases += [{**key, "by_hand": by_hand, **each} for each in built]
-                    if not options.keys() - {"pipeline_parallel_size"}:
+                    if not options.keys() - {"pipeline_parallel_size", "enable_expert_parallel"}:
                         weights += [{**key, **each} for each in sized]
                     break
     return {"cases": cases, "weights": weights, "refused": refused}
@@ -353,45 +357,68 @@ def document(place: Path) -> Path:
     return place / f"ground-truth-{digest}.json"
 
 
-def main(place: Path, wanted: list[str]) -> None:
+def main(place: Path) -> None:
     """Make what is missing of the document; an interrupted run is taken up again."""
     result = document(place)
     parts = result.with_suffix("")
     parts.mkdir(exist_ok=True)
     originals = clones(hf_configs.names())
-    missing = [name for name in wanted or dict.fromkeys(originals.values()) if not (parts / f"{name}.json").exists()]
-    if missing and not wanted:
-        print(f"vLLM computes the memory of {len(missing)} models", file=sys.stderr, flush=True)
-        in_processes(place, missing)
-    elif missing:
-        pretend_h100.install()
-        register_by_hand()
-        for name in missing:
-            begun = time.monotonic()
-            found = one_model(*hf_configs.load(name))
-            found["seconds"] = round(time.monotonic() - begun, 1)
-            partial = parts / f"{name}.partial"
-            partial.write_text(json.dumps(found))
-            partial.rename(parts / f"{name}.json")
-            count = f"{len(found['cases'])} cases, {len(found['refused'])} refused, {found['seconds']} s"
-            print(f"{name}: {count}", file=sys.stderr, flush=True)
-        return
+    if missing := [name for name in dict.fromkeys(originals.values()) if not (parts / f"{name}.json").exists()]:
+        say(f"vLLM computes the memory of {len(missing)} models")
+        in_processes(parts, missing)
     combine(parts, result, originals)
     print(result)
 
 
-def in_processes(place: Path, names: Sequence[str]) -> None:
-    """One process a core: vLLM's distributed state is global."""
-    count = min(os.cpu_count() or 1, MOST_PROCESSES)
-    shares = [names[number::count] for number in range(count)]
-    processes = [subprocess.Popen([sys.executable, __file__, str(place), *share]) for share in shares if share]
-    failed = [process.returncode for process in processes if process.wait()]
+def in_processes(parts: Path, names: Sequence[str]) -> None:
+    """One process a core, because vLLM's distributed state is global; each gets its next model when it is done."""
+    waiting = iter(names)
+
+    def feed(_: int) -> int:
+        worker = [sys.executable, __file__, "--into", str(parts)]
+        with subprocess.Popen(worker, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+            assert process.stdin and process.stdout
+            for name in waiting:
+                process.stdin.write(f"{name}\n")
+                process.stdin.flush()
+                if not process.stdout.readline():
+                    break
+            process.stdin.close()
+        return process.returncode
+
+    count = min(len(os.sched_getaffinity(0)), MOST_PROCESSES, len(names))
+    with ThreadPoolExecutor(count) as threads:
+        failed = [code for code in threads.map(feed, range(count)) if code]
     if failed:
-        sys.exit(f"{len(failed)} of {len(processes)} processes failed; what they finished is kept")
+        sys.exit(f"{len(failed)} of {count} processes failed; what they finished is kept")
+
+
+def work(parts: Path) -> None:
+    """Each model named on standard input; a line on standard output when its file is written."""
+    answers = sys.stdout
+    sys.stdout = sys.stderr  # whatever vLLM prints is no answer
+    pretend_h100.install()
+    register_by_hand()
+    gc.disable()
+    for name in map(str.strip, sys.stdin):
+        begun = time.monotonic()
+        gc.collect()
+        gc.freeze()  # vLLM's own modules: to search them for garbage takes longer than to build a model
+        found = one_model(*hf_configs.load(name))
+        found["seconds"] = round(time.monotonic() - begun, 1)
+        partial = parts / f"{name}.partial"
+        partial.write_text(json.dumps(found))
+        partial.rename(parts / f"{name}.json")
+        say(f"{name}: {len(found['cases'])} cases, {len(found['refused'])} refused, {found['seconds']} s")
+        print(name, file=answers, flush=True)
+
+
+def say(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)
 
 
 def combine(parts: Path, result: Path, originals: dict[str, str]) -> None:
-    whole: dict[str, Any] = {"vllm": "0.33.0", "platform": pretend_h100.NAME, "seconds": 0.0, "same_as": originals}
+    whole: dict[str, Any] = {"vllm": VERSION, "platform": pretend_h100.NAME, "seconds": 0.0, "same_as": originals}
     whole |= {"cases": [], "weights": [], "refused": []}
     for part in sorted(parts.glob("*.json")):
         for key, value in json.loads(part.read_text()).items():
@@ -402,4 +429,7 @@ def combine(parts: Path, result: Path, originals: dict[str, str]) -> None:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), sys.argv[2:])
+    if sys.argv[1] == "--into":
+        work(Path(sys.argv[2]))
+    else:
+        main(Path(sys.argv[1]))

@@ -21,8 +21,9 @@ from tests import hf_configs
 
 pytestmark = pytest.mark.engine
 
-ARGUMENTS: dict[str, dict[str, Any]] = json.loads((engine.FOLDER / "arguments.json").read_text())
-RULES: dict[str, Any] = yaml.safe_load((engine.FOLDER / "rules.yaml").read_text())
+ARGUMENTS: dict[str, dict[str, Any]] = json.loads((engine.folder() / "arguments.json").read_text())
+RULES: dict[str, Any] = yaml.safe_load((engine.folder() / "rules.yaml").read_text())
+ENVIRONMENT: list[str] = yaml.safe_load((engine.folder() / "environment.yaml").read_text())["names"]
 FREE = sorted(set(ARGUMENTS) - set(RULES["reserved"]) - set(engine.PLANNED))
 GENERATED = 400  # command lines; enough that each option meets some dozen others
 CONFIGURED = 200  # with the engine's whole configuration made
@@ -129,7 +130,9 @@ def _planned(preset: str, environment: str) -> tuple[ModelPlan, ...]:
 
 
 def test_the_contract_is_this_parser(ask_vllm: Ask) -> None:
-    theirs = ask_vllm("contract.py", None)
+    found = ask_vllm("contract.py", None)
+    theirs = found["arguments"]
+    assert found["environment"] == ENVIRONMENT
     assert {name: (theirs.get(name), row) for name, row in ARGUMENTS.items() if theirs.get(name) != row} == {}, (
         "(vLLM's, ours); make engine-contract writes it"
     )

@@ -44,6 +44,7 @@ def _planned(architecture: Architecture, case: dict[str, Any]) -> MemoryPlan:
             kv_cache_dtype=case.get("kv_cache_dtype"),
             block_size=case.get("block_size"),
             decode_context_parallel_size=case.get("decode_context_parallel_size"),
+            enable_expert_parallel=case.get("enable_expert_parallel"),
         ),
         available_kv_gib=case["available_bytes"] / GIB if "available_bytes" in case else None,
     )
@@ -72,7 +73,12 @@ def _differences(plan: MemoryPlan, case: dict[str, Any]) -> dict[str, tuple[Any,
 
 
 def _name(case: dict[str, Any]) -> str:
-    short = {"tensor_parallel_size": "TP", "pipeline_parallel_size": "PP", "decode_context_parallel_size": "DCP"}
+    short = {
+        "tensor_parallel_size": "TP",
+        "pipeline_parallel_size": "PP",
+        "decode_context_parallel_size": "DCP",
+        "enable_expert_parallel": "EP",
+    }
     named = ("model", *short, "kv_cache_dtype", "block_size", "max_model_len", "available_bytes")
     return " ".join(f"{short.get(key, key)}={case[key]}" for key in named if key in case)
 
@@ -90,7 +96,7 @@ def _in_another_format(case: dict[str, Any]) -> bool:
 
 
 def _layout(case: dict[str, Any]) -> tuple[Any, ...]:
-    keys = ("tensor_parallel_size", "pipeline_parallel_size", "decode_context_parallel_size")
+    keys = ("tensor_parallel_size", "pipeline_parallel_size", "decode_context_parallel_size", "enable_expert_parallel")
     return (*(case.get(key) for key in ("model", *keys, "kv_cache_dtype", "block_size")),)
 
 

@@ -9,6 +9,7 @@ from dataclasses import replace
 import pytest
 
 from planning import catalogue
+from planning.findings import InvalidStack
 
 
 @pytest.mark.parametrize("name", catalogue.preset_names())
@@ -79,5 +80,11 @@ def test_an_unknown_name_is_a_key_error(read: Callable[[str], object]) -> None:
         read("../gpus")
 
 
-def test_the_images_tag_is_an_engine_version_that_is_known() -> None:
-    assert catalogue.image("vllm").tag.removeprefix("v") in catalogue.engine_versions()
+def test_the_engine_is_the_one_in_the_image() -> None:
+    assert catalogue.image("vllm").tag.removeprefix("v") == catalogue.deployed_engine()
+
+
+def test_an_image_without_an_engine_folder_is_refused_in_words(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(catalogue, "image", lambda _: catalogue.Image(repository="x", tag="v9.1.0", digest=None))
+    with pytest.raises(InvalidStack, match=r"images.vllm.tag = v9.1.0: has no folder .* VERSION=9.1.0"):
+        catalogue.deployed_engine.__wrapped__()

@@ -19,9 +19,9 @@ from planning import catalogue, engine, parallelism, startup
 from planning.findings import Problem, Severity
 from planning.memory import EngineOptions
 
-ARGUMENTS: dict[str, dict[str, Any]] = json.loads((engine.FOLDER / "arguments.json").read_text())
-RULES: dict[str, Any] = yaml.safe_load((engine.FOLDER / "rules.yaml").read_text())
-ENVIRONMENT: list[str] = yaml.safe_load((engine.FOLDER / "environment.yaml").read_text())["names"]
+ARGUMENTS: dict[str, dict[str, Any]] = json.loads((engine.folder() / "arguments.json").read_text())
+RULES: dict[str, Any] = yaml.safe_load((engine.folder() / "rules.yaml").read_text())
+ENVIRONMENT: list[str] = yaml.safe_load((engine.folder() / "environment.yaml").read_text())["names"]
 SPELLINGS = [s for name, row in ARGUMENTS.items() for s in (name, *row.get("also", ()), row.get("off")) if s]
 
 PRESET = replace(catalogue.preset("llama-3.3-70b-instruct"), tool_call_parser=None)
@@ -64,7 +64,7 @@ def _arguments(options: Mapping[str, object], stages: int = 1) -> tuple[str, ...
 
 
 def test_the_contract_has_every_option_on_a_line_of_its_own_in_order() -> None:
-    lines = (engine.FOLDER / "arguments.json").read_text().splitlines()
+    lines = (engine.folder() / "arguments.json").read_text().splitlines()
     assert len(lines) == len(ARGUMENTS) + 2, "one row an option, so that a new version reads as a diff"
     assert list(ARGUMENTS) == sorted(ARGUMENTS)
     assert len(ARGUMENTS) == 320, "vLLM 0.33.0 has 322 arguments: these, `--help` and the positional model"

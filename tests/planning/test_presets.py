@@ -158,7 +158,7 @@ def test_what_is_known_of_a_preset_has_a_source_and_the_rest_is_null(name: str) 
 @pytest.mark.parametrize("name", ONE_NODE)
 def test_parsers_and_options_are_vllms_own(name: str) -> None:
     preset = catalogue.preset(name)
-    contract = json.loads((engine.FOLDER / "arguments.json").read_text("utf-8"))
+    contract = json.loads((engine.folder() / "arguments.json").read_text("utf-8"))
     for option, value in (
         ("tool-call-parser", preset.tool_call_parser),
         ("reasoning-parser", preset.reasoning_parser),

@@ -14,7 +14,7 @@ from planning.plan import read_and_decide
 from planning.settings import from_pulumi
 
 TOKEN = "hf_" + "neverShown" * 3
-OPTIONS = json.loads((engine.FOLDER / "arguments.json").read_text())
+OPTIONS = json.loads((engine.folder() / "arguments.json").read_text())
 
 anything = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8),
