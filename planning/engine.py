@@ -8,9 +8,8 @@ from __future__ import annotations
 
 import difflib
 import json
-import math
 import re
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -18,9 +17,11 @@ from typing import Any
 
 import yaml
 
+from planning.architecture import Architecture
 from planning.catalogue import PRESETS, Image, Preset, deployed_engine
 from planning.findings import Finding, Problem, Severity
 from planning.memory import MemoryPlan
+from planning.option_values import NUMBERS, choose, number, text, wrong
 from planning.parallelism import Layout
 from planning.startup import StartupBudget
 
@@ -55,6 +56,12 @@ def _arguments() -> dict[str, dict[str, Any]]:
     """Option -> kind, choices (`unless` another option is set), `off` (turns a switch off), `many` (how a list is
     written), `also` (aliases)."""
     return json.loads((folder() / "arguments.json").read_text())
+
+
+@cache
+def _row(name: str) -> dict[str, Any]:
+    """An option's row, with what the rules know beside vLLM's own limits."""
+    return {**_arguments()[name], **_rules()["values"].get(name, {})}
 
 
 @cache
@@ -105,18 +112,80 @@ def check(options: Mapping[str, object], *, prefix: str, source: str) -> tuple[P
     for name, value in chosen.items():
         row = _arguments().get(name, {})
         if "unless" in row and row["unless"] not in chosen and str(value) not in row["choices"]:
-            refuse(written[name], *_choose(str(value), row["choices"]), value)
+            refuse(written[name], *choose(str(value), row["choices"]), value)
     return tuple(problems)
 
 
-def _broken(rule: Mapping[str, str], chosen: Mapping[str, Any], written: Collection[str]) -> str:
+def _broken(rule: Mapping[str, Any], chosen: Mapping[str, Any], written: Collection[str]) -> str:
     """How a rule about two options is broken; empty if it is not. An option that is off counts as absent."""
-    if not chosen[rule["option"]]:
+    value = chosen[rule["option"]]
+    if not (_is(value, rule["value"]) if "value" in rule else value):
         return ""
-    if "needs" in rule and not chosen.get(rule["needs"]) and (rule["needs"] not in written or rule["needs"] in chosen):
-        return f"needs {rule['needs']}"
+    if "never" in rule:
+        return rule["never"]
+    if other := rule.get("needs"):
+        there, known = chosen.get(other), other not in written or other in chosen
+        if known and not (_is(there, rule["being"]) if "being" in rule else there):
+            return f"needs {other}" + (f" = {rule['being']}" if "being" in rule else "")
     return f"excludes {rule['excludes']}" if "excludes" in rule and chosen.get(rule["excludes"]) else ""
 
+
+def _is(value: object, wanted: object) -> bool:
+    """Whether a value is the wanted one, or one of several; vLLM's names in capitals may be written small."""
+    several = wanted if isinstance(wanted, list) else [wanted]
+    return str(value).lower() in [str(one).lower() for one in several]
+
+
+#: What a model must have for an option, in words -> whether it does.
+_FEATURES: Mapping[str, Callable[[Architecture], bool]] = {
+    "experts": lambda model: model.experts > 0,
+    "an encoder": lambda model: bool(model.encoder),
+    "layers with a state": lambda model: any(cache.kind == "state" for cache in model.caches),
+}
+
+
+def check_planned(
+    options: Mapping[str, Any], *, architecture: Architecture, memory: MemoryPlan, prefix: str, source: str
+) -> tuple[Problem, ...]:
+    """What of normalised options vLLM would refuse for this model, or beside what the plan and its defaults chose."""
+    rules = _rules()
+    problems: list[Problem] = []
+
+    def refuse(key: str, limit: str, remedy: str) -> None:
+        value = options.get(key)
+        problems.append(Problem(key=f"{prefix}.{key}", value=value, limit=limit, source=source, remedy=remedy))
+
+    for name, feature in rules["models"].items():
+        if options.get(name) and not _FEATURES[feature](architecture):
+            refuse(name, f"needs a model with {feature}, and this one has none", "delete the line")
+    known = {**options, **{name: getattr(memory, field) for name, field in _DECIDED.items()}}
+    for rule in rules["compared"]:
+        where = rule.get("where", {})
+        value = known.get(rule["option"])
+        if value is None or not all(_is(known.get(key), wanted) for key, wanted in where.items()):
+            continue
+        word, other = next((word, rule[word]) for word in ("at-most", "at-least") if word in rule)
+        limit = known.get(other, 0) if isinstance(other, str) else other
+        if value > limit if word == "at-most" else value < limit:
+            key = rule["option"] if rule["option"] in options else next(iter(where))
+            shown = f"{other}, {limit}" if isinstance(other, str) else other
+            refuse(key, f"needs {rule['option']} ({value}) to be {word.replace('-', ' ')} {shown}", rule["remedy"])
+    asked = options.get("quantization")
+    if asked and architecture.quantization:
+        refuse("quantization", f"is a second one: the checkpoint is in {architecture.quantization}", "delete the line")
+    elif asked and asked not in rules["at-load"]:
+        refuse("quantization", "needs a checkpoint in that format", f"use one of {', '.join(rules['at-load'])}")
+    return tuple(problems)
+
+
+#: Options that are decided by now, as given or by default -> field of the memory plan.
+_DECIDED = {
+    name.replace("_", "-"): name
+    for name in (
+        *("tensor_parallel_size", "pipeline_parallel_size"),
+        *("max_model_len", "max_num_seqs", "max_num_batched_tokens"),
+    )
+}
 
 #: Options whose value is a secret; none of them is passed on.
 _SECRETS = ("api-key", "hf-token")
@@ -154,7 +223,7 @@ def _objection(name: str, value: object) -> tuple[str, str]:
         return "has no value", "give it one or delete the line"
     if value == "(hidden)":
         return "holds a secret, and a command line hides nothing", "delete the line, and revoke what was readable here"
-    return _wrong_value(name, value)
+    return wrong(name, _row(name), value)
 
 
 def _nearest(name: str) -> str:
@@ -167,115 +236,6 @@ def _nearest(name: str) -> str:
     return f"did you mean {near[0]}?" if near else "delete the line; `vllm serve --help=all` lists the options"
 
 
-_SIZE = re.compile(r"[0-9]{1,18}(\.[0-9]{1,9})?[kKmMgG]?")
-_UNITS = {"k": 10**3, "m": 10**6, "g": 10**9, "K": 2**10, "M": 2**20, "G": 2**30}
-
-
-def _wrong_value(name: str, value: object) -> tuple[str, str]:
-    row = _arguments()[name]
-    if row.get("many") and isinstance(value, list):
-        if not value:
-            return "is an empty list", "give it a value or delete the line"
-        if any(_text(item).startswith("-") for item in value if len(value) > 1):
-            return "has an entry that begins with a dash, which vLLM would take for an option", "write it differently"
-        reasons = (_wrong_scalar(name, row, item) for item in value)
-        return next((reason for reason in reasons if reason[0]), ("", ""))
-    return _wrong_scalar(name, row, value)
-
-
-def _wrong_scalar(name: str, row: Mapping[str, Any], value: object) -> tuple[str, str]:
-    kind = row["kind"]
-    if kind in ("switch", "flag"):
-        return ("", "") if isinstance(value, bool) else ("must be true or false", f"write {name}: true")
-    if kind in ("json", "json-or-text"):
-        return _wrong_json(name, kind, value)
-    if isinstance(value, bool | Mapping | list):
-        return f"must be {_KINDS[kind]}", "correct it there"
-    if kind in _NUMBERS:
-        number = _number(kind, value)
-        if name == "max-model-len" and value in ("auto", -1, "-1"):
-            return "leaves the context to the start-up", "name a number, or leave it out: the plan takes the longest"
-        return (f"must be {_KINDS[kind]}", "correct it there") if number is None else _outside(name, number)
-    if value == "--":
-        return "is what ends the options of a command line", "write a value"
-    choices = row.get("choices")
-    if choices and "unless" not in row and str(value) not in choices:
-        return _choose(str(value), choices)
-    return "", ""
-
-
-def _choose(value: str, choices: Sequence[str]) -> tuple[str, str]:
-    """A short list of choices is shown whole, of a long one what looks like the value."""
-    near = [choice for choice in choices if choice.startswith(value)] if len(value) > 2 else []
-    near = near or difflib.get_close_matches(value, choices)
-    meant = f"did you mean {' or '.join(near)}?" if near else ""
-    if len(choices) > _CHOICES_SHOWN:
-        return f"is none of the {len(choices)} values it takes", meant or f"the choices are {', '.join(choices)}"
-    return f"must be one of {', '.join(choices)}", meant or "choose one of them"
-
-
-_CHOICES_SHOWN = 12
-
-
-_NUMBERS = ("int", "float", "size", "size-or-auto")
-_KINDS = {
-    "int": "a whole number",
-    "float": "a number",
-    "size": "a whole number, or one such as 16k",
-    "text": "text",
-    "size-or-auto": "a whole number, or one such as 16k",
-    "scalar": "text or a number",
-}
-
-
-def _number(kind: str, value: object) -> int | float | None:
-    """The value as vLLM reads it; None if it cannot."""
-    if kind == "float":
-        try:
-            return float(str(value))
-        except ValueError:
-            return None
-    text = str(value)
-    if kind == "int":
-        return int(text) if re.fullmatch(r"-?[0-9]{1,18}", text) else None
-    if not _SIZE.fullmatch(text):
-        return None
-    unit = _UNITS.get(text[-1])
-    if unit is None:
-        return int(text) if text.isdigit() else None
-    # vLLM: a fraction only with a decimal unit ("1.5k"), never with a binary one ("1.5K").
-    whole = float(text[:-1]) * unit
-    return round(whole) if unit % 10 == 0 or "." not in text else None
-
-
-def _outside(name: str, number: float) -> tuple[str, str]:
-    """What is wrong with a number's size."""
-    limits = _rules()["ranges"].get(name, {})
-    bounds = [f"{words} {limits[key]:g}" for key, words in _BOUNDS.items() if key in limits]
-    if not math.isfinite(number):
-        return "must be a finite number", "correct it there"
-    above = number > limits.get("above", -math.inf)
-    if above and limits.get("least", number) <= number <= limits.get("most", number):
-        return "", ""
-    return f"must be {' and '.join(bounds)}", "correct it there, or leave it out for vLLM's own default"
-
-
-_BOUNDS = {"above": "above", "least": "at least", "most": "at most"}
-
-
-def _wrong_json(name: str, kind: str, value: object) -> tuple[str, str]:
-    """vLLM takes JSON; a map or a list of the stack file is written as such."""
-    if isinstance(value, str):
-        try:
-            value = json.loads(value)
-        except (ValueError, RecursionError):
-            if kind == "json-or-text":
-                return "", ""
-    if isinstance(value, Mapping | list):
-        return "", ""
-    return "must be a map, a list or JSON text", f"for example {name}: {{key: value}}"
-
-
 def normalise(options: Mapping[str, object]) -> dict[str, Any]:
     """Options under their first names: numbers as numbers, a switch that was turned off by its other name as false."""
     found: dict[str, Any] = {}
@@ -284,8 +244,8 @@ def normalise(options: Mapping[str, object]) -> dict[str, Any]:
         row = _arguments().get(name, {"kind": "text"})
         if isinstance(value, bool) and row.get("off") == _plain(key):
             value = not value
-        number = _number(row["kind"], value) if row["kind"] in _NUMBERS and not isinstance(value, list) else None
-        found[name] = value if number is None else number
+        read = number(row["kind"], value) if row["kind"] in NUMBERS and not isinstance(value, list) else None
+        found[name] = value if read is None else read
     return found
 
 
@@ -302,6 +262,9 @@ def findings(options: Mapping[str, Any], subject: str) -> Iterator[Finding]:
                 message=f"The memory figures leave out what {name} = {value} changes: {rules['not-modelled'][name]}.",
                 remedy="Not modelled yet: read `Available KV cache memory` in vLLM's log after the first start.",
             )
+        if told := _arguments().get(name, {}).get("deprecated"):
+            message = f"{name} is on its way out: vLLM says `{told}`"
+            yield Finding(severity=Severity.NOTE, subject=subject, message=message, remedy="Take it out in good time.")
         if name in rules["caution"]:
             told = rules["caution"][name]
             yield Finding(
@@ -356,19 +319,15 @@ def _written(name: str, value: Any) -> list[str]:
         return [f"--{name}"] if value else [f"--{row['off']}"] if "off" in row else []
     if row.get("many") == "repeat":
         items = value if isinstance(value, list | tuple) else [value]
-        return [word for item in items for word in _option(name, _text(item))]
+        return [word for item in items for word in _option(name, text(item))]
     if row.get("many") and isinstance(value, list | tuple):
-        return _option(name, _text(value[0])) if len(value) == 1 else [f"--{name}", *map(_text, value)]
-    return _option(name, _text(value))
+        return _option(name, text(value[0])) if len(value) == 1 else [f"--{name}", *map(text, value)]
+    return _option(name, text(value))
 
 
 def _option(name: str, text: str) -> list[str]:
     """A value that begins with a dash would be taken for an option of its own."""
     return [f"--{name}={text}"] if text.startswith("-") else [f"--{name}", text]
-
-
-def _text(value: Any) -> str:
-    return json.dumps(value, sort_keys=True) if isinstance(value, Mapping | list | tuple | bool) else str(value)
 
 
 def environment(*, startup: StartupBudget) -> dict[str, str]:

@@ -56,6 +56,8 @@ class EngineOptions:
     enforce_eager: bool | None = None
     enable_expert_parallel: bool | None = None
     enable_prefix_caching: bool | None = None
+    enable_chunked_prefill: bool | None = None
+    performance_mode: str | None = None
     decode_context_parallel_size: int | None = None
 
 
@@ -181,7 +183,9 @@ def memory_plan(
             if weights is None:
                 rules = (known.vocabulary_multiple, known.multimodal_rope, known.allocator)
                 weights = stage_bytes(architecture, tensor, expert, stage, stages, *rules) / GIB
-            activation, tables = _activation(known, architecture, tensor, seqs, tokens, length, stage == 0, last)
+            activation, tables = _activation(
+                known, architecture, tensor, expert, seqs, tokens, length, first=stage == 0, last=last
+            )
             non_torch = links["value"] + tables / GIB
             reserve = _reserve(graph, seqs)
             left = requested / GIB - weights - activation / GIB - non_torch - reserve
@@ -254,7 +258,7 @@ def memory_plan(
         bytes_per_block=here.bytes_per_block,
     )
     large, small = (
-        sum(_activation(known, architecture, tensor, seqs, here.tokens, length, True, True))
+        sum(_activation(known, architecture, tensor, expert, seqs, here.tokens, length, first=True, last=True))
         for seqs in (here.seqs, FEWER_SEQS)
     )
     why = refusals(architecture, known, gpu, plan, (large - small) / GIB)
@@ -414,15 +418,18 @@ def _check_context_parallel(architecture: Architecture, tensor: int, size: int) 
 def _scheduler(known: Constants, gpu: Gpu, options: EngineOptions, length: int) -> tuple[int, int]:
     """S and T: as given, else vLLM's default for the card. A default T is cut to S x length, a default S to T.
 
-    Raises LayoutError where an S that was asked for is above T.
+    Throughput mode doubles the defaults; a default T that must take whole prompts is at least the length. Raises
+    LayoutError where an S that was asked for is above T.
     """
     for card in known.scheduler:
         if gpu.memory_gib >= card["min-memory-gib"] and not gpu.name.startswith(tuple(card["except"])):
             break
     else:
         raise AssertionError("the last class of memory.yaml matches every card")
-    seqs = options.max_num_seqs or card["max-num-seqs"]
-    tokens = options.max_num_batched_tokens or min(card["max-num-batched-tokens"], seqs * length)
+    factor = 2 if options.performance_mode == "throughput" else 1
+    seqs = options.max_num_seqs or factor * card["max-num-seqs"]
+    whole = length if options.enable_chunked_prefill is False else 0
+    tokens = options.max_num_batched_tokens or min(max(factor * card["max-num-batched-tokens"], whole), seqs * length)
     if options.max_num_seqs and seqs > tokens:
         raise LayoutError(
             key="vllm.max-num-seqs",
@@ -437,9 +444,11 @@ def _activation(
     known: Constants,
     architecture: Architecture,
     tensor: int,
+    expert: int,
     seqs: int,
     tokens: int,
     length: int,
+    *,
     first: bool,
     last: bool,
 ) -> tuple[float, float]:
@@ -449,7 +458,8 @@ def _activation(
     if any(layer.mlp != "experts" for layer in architecture.stack):
         forward = 2 * tokens * (3 * architecture.intermediate_size / tensor + 5 * hidden)
     if architecture.experts:
-        each = 3 * architecture.moe_intermediate_size / tensor + hidden
+        # Experts that are dealt out whole keep their whole width. Source: workspace_shapes of vLLM's fused experts.
+        each = 3 * architecture.moe_intermediate_size / (tensor if expert == 1 else 1) + hidden
         forward = max(forward, 2 * tokens * architecture.experts_per_token * each)
     if any(cache.role == "indexer" for cache in architecture.caches):
         forward += known.indexer_bytes * length

@@ -265,6 +265,10 @@ def _draft(settings: Settings, name: str, source: str, problems: list[Problem]) 
             longest = min(memory.longest_max_model_len, preset.architecture.native_context)
             raised = f"set max-model-len to {length} or more, or " if longest >= length else ""
             refuse("workload", shown, limit, f"{raised}shorten them")
+    planned = {**preset.options, **options}
+    problems += engine.check_planned(
+        planned, architecture=preset.architecture, memory=memory, prefix=prefix, source=source
+    )
     if len(problems) > before:
         return None
     return _Draft(name=name, settings=model, preset=preset, vm=vm, layout=layout, memory=memory, options=options)

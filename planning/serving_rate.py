@@ -258,7 +258,7 @@ def users_held(
     input_tokens: int,
     output_tokens: int,
     options: EngineOptions,
-    engine_version: str = "0.33.0",
+    engine_version: str | None = None,
 ) -> float:
     """Requests that the KV cache of one replica holds at once in a steady load.
 

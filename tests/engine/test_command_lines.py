@@ -5,19 +5,18 @@ from __future__ import annotations
 import itertools
 import json
 import random
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import pytest
 import yaml
 
-from planning import catalogue, engine, parallelism
+from planning import catalogue, engine
 from planning.findings import InvalidStack
-from planning.memory import EngineOptions
 from planning.plan import ModelPlan, read_and_decide
 from planning.settings import from_pulumi
 from tests import hf_configs
+from tests.serve_words import accepted, words
 
 pytestmark = pytest.mark.engine
 
@@ -26,34 +25,11 @@ RULES: dict[str, Any] = yaml.safe_load((engine.folder() / "rules.yaml").read_tex
 ENVIRONMENT: list[str] = yaml.safe_load((engine.folder() / "environment.yaml").read_text())["names"]
 FREE = sorted(set(ARGUMENTS) - set(RULES["reserved"]) - set(engine.PLANNED))
 GENERATED = 400  # command lines; enough that each option meets some dozen others
-CONFIGURED = 200  # with the engine's whole configuration made
+VALUES_EACH, DRAWN = 3, 400  # of each option alone; of several together
+CONFIGURED = 600  # at least, with the engine's whole configuration made
+#: What is said of things that only the pod has.
+NOT_HERE: tuple[str, ...] = ()
 Ask = Callable[[str, Any], Any]
-
-PRESET = catalogue.preset("qwen3-8b")
-LAYOUT, MEMORY = parallelism.choose_layout(
-    PRESET.architecture,
-    catalogue.vm_size("Standard_ND96isr_H100_v5"),
-    replicas=1,
-    tensor_parallel_size=2,
-    pipeline_parallel_size=None,
-    options=EngineOptions(max_model_len=16384),
-)
-
-
-def _words(options: Mapping[str, Any], stages: int = 1) -> list[str]:
-    return list(
-        engine.arguments(
-            options=engine.normalise(options),
-            model_path="/models/m/abc",
-            served_model_name="m",
-            port=8000,
-            layout=replace(LAYOUT, pipeline_parallel_size=stages),
-            memory=MEMORY,
-            shutdown_timeout_seconds=274,
-            preset=PRESET,
-        )
-    )
-
 
 #: Options whose value has a shape of its own: what vLLM's documentation of the option shows.
 SHAPED: dict[str, Any] = {
@@ -67,33 +43,50 @@ SHAPED: dict[str, Any] = {
 
 
 def _value(name: str, chance: random.Random) -> Any:
-    """A value of the option's kind, within the limits that the rules name."""
-    row, limits = ARGUMENTS[name], RULES["ranges"].get(name, {})
-    least, most = limits.get("least", limits.get("above", 0)), limits.get("most")
+    """A value of the option's kind, within the limits that the rules name or at them."""
+    row = engine._row(name)
     if name in SHAPED:
         return SHAPED[name]
-    if "choices" in row:
-        value: Any = chance.choice(row["choices"])
+    if "example" in row:
+        value: Any = row["example"].partition(" ")[0]
+    elif "choices" in row:
+        value = chance.choice(row["choices"])
     else:
-        value = {
-            "switch": lambda: chance.random() < 0.5,
-            "flag": lambda: True,
-            "int": lambda: chance.randint(max(1, least), 512),
-            "size": lambda: chance.choice([2048, "4k", "1M"]),
-            "size-or-auto": lambda: chance.choice(["auto", 8192]),
-            "float": lambda: round(chance.uniform(max(0.1, least), most or 2), 2),
-            "json": dict,
-            "json-or-text": dict,
-        }.get(row["kind"], lambda: chance.choice(["plain", "with a blank", "a=b,c", "-dash", "é"]))()
+        value = _plain_value(row, chance)
     return [value] if row.get("many") else value
 
 
-#: What people tune: with these the engine's whole configuration is made, on an H100's terms.
+def _plain_value(row: Mapping[str, Any], chance: random.Random) -> Any:
+    least, most = row.get("least", row.get("above", 0)), row.get("most", row.get("below"))
+    return {
+        "switch": lambda: chance.random() < 0.5,
+        "flag": lambda: True,
+        "int": lambda: chance.choice(
+            [int(least), max(1, int(least)), chance.randint(max(1, int(least)), 512), 100_000]
+        ),
+        "size": lambda: chance.choice([1, 2048, "4k", "1M"]),
+        "size-or-auto": lambda: chance.choice(["auto", 8192]),
+        "float": lambda: chance.choice([least, most or 1.0, round(chance.uniform(max(0.1, least), most or 2), 2)]),
+        "map": lambda: _inside(row, chance),
+        "json": dict,
+        "json-or-text": dict,
+    }.get(row["kind"], lambda: chance.choice(["plain", "with a blank", "a=b,c", "-dash", "é"]))()
+
+
+def _inside(row: Mapping[str, Any], chance: random.Random) -> dict[str, Any]:
+    """A map with one of its keys, or none."""
+    rows = {key: sub for key, sub in row.get("keys", {}).items() if sub["kind"] in ("switch", "int", "float")}
+    keys = chance.sample(sorted(rows), min(1, len(rows))) if chance.random() < 0.7 else []
+    return {key: _plain_value(rows[key], chance) for key in keys}
+
+
+#: What people tune.
 TUNED: dict[str, tuple[Any, ...]] = {
     "async-scheduling": (True, False),
     "block-size": (16, 32, 64, 128),
     "dtype": ("auto", "bfloat16", "half"),
-    "enable-chunked-prefill": (True,),  # off, it needs max-num-batched-tokens of at least max-model-len
+    "enable-chunked-prefill": (True, False),
+    "enable-expert-parallel": (True,),
     "enable-log-requests": (True, False),
     "enable-prefix-caching": (True, False),
     "enforce-eager": (True, False),
@@ -116,15 +109,12 @@ TUNED: dict[str, tuple[Any, ...]] = {
 }
 
 
-def _accepted(options: dict[str, Any]) -> bool:
-    return not engine.check(options, prefix="aks-vllm:vllm", source="stacks/Pulumi.x.yaml")
-
-
-def _planned(preset: str, environment: str) -> tuple[ModelPlan, ...]:
+def _planned(preset: str, environment: str, options: Mapping[str, Any] = {}) -> tuple[ModelPlan, ...]:
     bag = {
         "azure-native:location": "eastus",
         "aks-vllm:preset": preset,
         "aks-vllm:environment": environment,
+        "aks-vllm:vllm": json.dumps(options),
     }
     return read_and_decide(from_pulumi(bag, {"aks-vllm:hf-token"}, environment)).models
 
@@ -146,10 +136,11 @@ def _config(name: str, words: Sequence[str]) -> dict[str, Any] | None:
     return hf_configs.load(name)[0]
 
 
-def _objections(ask: Ask, commands: list[list[str]], configs: list[Any]) -> list[tuple[str, str]]:
+def _objections(ask: Ask, commands: Sequence[Sequence[str]], configs: list[Any]) -> list[tuple[str, str]]:
     """(command line, what vLLM says against it), of those it objects to."""
     answers = ask("serve_parser.py", {"commands": commands, "configs": configs})
-    return [(" ".join(words), answer) for words, answer in zip(commands, answers, strict=True) if answer]
+    pairs = zip(commands, answers, strict=True)
+    return [(" ".join(words), answer["objection"]) for words, answer in pairs if answer["objection"]]
 
 
 def test_vllm_takes_every_command_line_of_every_preset_and_stack(ask_vllm: Ask) -> None:
@@ -177,9 +168,9 @@ def test_vllm_takes_every_option_that_the_plan_accepts(ask_vllm: Ask) -> None:
     alone = [{name: _value(name, chance)} for name in FREE]
     samples = (chance.sample(FREE, chance.randint(2, 8)) for _ in itertools.count())
     drawn = ({name: _value(name, chance) for name in names} for names in samples)
-    together = itertools.islice((options for options in drawn if _accepted(options)), GENERATED)
-    mappings = [options for options in alone if _accepted(options)] + list(together)
-    commands = [_words(options, chance.choice([1, 1, 2])) for options in mappings]
+    together = itertools.islice((options for options in drawn if accepted(options)), GENERATED)
+    mappings = [options for options in alone if accepted(options)] + list(together)
+    commands = [words(options, chance.choice([1, 1, 2])) for options in mappings]
     objections = _objections(ask_vllm, commands, [None] * len(commands))
     print(f"\nOptions: {len(mappings)} accepted mappings, {len(objections)} of them refused by vLLM's parser")
     assert not objections, "\n".join(map(str, objections[:60]))
@@ -188,17 +179,54 @@ def test_vllm_takes_every_option_that_the_plan_accepts(ask_vllm: Ask) -> None:
 def test_vllm_refuses_every_option_that_the_plan_calls_removed(ask_vllm: Ask) -> None:
     commands = [["/models/m", f"--{name}", "1"] for name in RULES["removed"]]
     answers = ask_vllm("serve_parser.py", {"commands": commands})
-    taken = [name for name, answer in zip(RULES["removed"], answers, strict=True) if not answer]
+    taken = [name for name, answer in zip(RULES["removed"], answers, strict=True) if not answer["objection"]]
     assert not taken, "people would be told to delete what works"
 
 
-def test_the_engine_can_be_configured_with_what_people_tune(ask_vllm: Ask) -> None:
+def _deployable(preset: str, options: Mapping[str, Any]) -> ModelPlan | None:
+    """The whole plan of a preset with these options; None where it is refused."""
+    try:
+        return _planned(preset, "development", options)[0]
+    except InvalidStack:
+        return None
+
+
+def _drawn(chance: random.Random, presets: Sequence[str]) -> Iterator[tuple[str, ModelPlan]]:
+    """Deployable plans: every option alone, several values each; then some of what people tune, with any others."""
+    for name in FREE:
+        for _ in range(VALUES_EACH):
+            preset = chance.choice(presets)
+            needs = [rule for rule in RULES["together"] if rule["option"] == name and "needs" in rule]
+            beside = {rule["needs"]: rule.get("being") or _value(rule["needs"], chance) for rule in needs}
+            options = {name: _value(name, chance), **beside}
+            if plan := _deployable(preset, options):
+                yield json.dumps(options), plan
+    for _ in range(DRAWN):
+        options = {name: chance.choice(TUNED[name]) for name in chance.sample(sorted(TUNED), chance.randint(1, 4))}
+        options |= {name: _value(name, chance) for name in chance.sample(FREE, chance.randint(0, 2))}
+        if plan := _deployable(chance.choice(presets), options):
+            yield json.dumps(options), plan
+
+
+def test_the_engine_can_be_configured_with_whatever_can_be_deployed(ask_vllm: Ask) -> None:
     chance = random.Random(33)  # noqa: S311  repeatable on purpose
-    samples = (chance.sample(sorted(TUNED), chance.randint(1, 6)) for _ in itertools.count())
-    drawn = ({name: chance.choice(TUNED[name]) for name in names} for names in samples)
-    mappings = list(itertools.islice((options for options in drawn if _accepted(options)), CONFIGURED))
-    models = [chance.choice(("Qwen--Qwen3-8B", "Qwen--Qwen3-30B-A3B", "Qwen--Qwen3-VL-8B-Instruct")) for _ in mappings]
-    configs = [hf_configs.load(model)[0] for model in models]
-    objections = _objections(ask_vllm, [_words(options) for options in mappings], configs)
-    print(f"\nConfigurations: {len(mappings)} accepted mappings, {len(objections)} of them refused by vLLM's engine")
-    assert not objections, "\n".join(map(str, objections[:60]))
+    known = {name: catalogue.preset(name).model_id.replace("/", "--") for name in catalogue.preset_names()}
+    presets = [name for name, model in known.items() if model in hf_configs.names()]
+    plans = list(_drawn(chance, presets))
+    configs = [_config(known[plan.preset.name], plan.args) for _, plan in plans]
+    answers = ask_vllm("serve_parser.py", {"commands": [plan.args for _, plan in plans], "configs": configs})
+    whole, tried, wrong = 0, set(), []
+    for (options, plan), config, answer in zip(plans, configs, answers, strict=True):
+        tried |= set(json.loads(options))
+        whole += config is not None
+        found = answer["objection"]
+        if config is not None and not found:
+            ours = (plan.memory.max_model_len, plan.memory.max_num_seqs, plan.memory.max_num_batched_tokens)
+            theirs = (answer["max_model_len"], answer["max_num_seqs"], answer["max_num_batched_tokens"])
+            found = f"plans {ours}, vLLM {theirs}" if ours != theirs else None
+        if found and not any(words in found for words in NOT_HERE):
+            wrong.append(f"{plan.preset.name} {options}: {found}")
+    print(f"\nConfigurations: {len(plans)} plans ({whole} whole), {len(tried)} options, {len(wrong)} refused by vLLM")
+    assert not wrong, "\n".join(wrong[:60])
+    assert whole >= CONFIGURED, "the sample must not shrink"
+    assert len(tried) >= 0.9 * len(FREE), "nearly every option must have been tried"

@@ -6,7 +6,6 @@ import argparse
 import json
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
 from itertools import pairwise
 from typing import Any
 
@@ -15,25 +14,15 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
-from planning import catalogue, engine, parallelism, startup
+from planning import catalogue, engine, startup
 from planning.findings import Problem, Severity
-from planning.memory import EngineOptions
+from tests.serve_words import LAYOUT, MEMORY, PRESET, VM, words
 
 ARGUMENTS: dict[str, dict[str, Any]] = json.loads((engine.folder() / "arguments.json").read_text())
 RULES: dict[str, Any] = yaml.safe_load((engine.folder() / "rules.yaml").read_text())
 ENVIRONMENT: list[str] = yaml.safe_load((engine.folder() / "environment.yaml").read_text())["names"]
 SPELLINGS = [s for name, row in ARGUMENTS.items() for s in (name, *row.get("also", ()), row.get("off")) if s]
 
-PRESET = replace(catalogue.preset("llama-3.3-70b-instruct"), tool_call_parser=None)
-VM = catalogue.vm_size("Standard_ND96isr_H100_v5")
-LAYOUT, MEMORY = parallelism.choose_layout(
-    PRESET.architecture,
-    VM,
-    replicas=2,
-    tensor_parallel_size=4,
-    pipeline_parallel_size=None,
-    options=EngineOptions(max_model_len=16384),
-)
 BUDGET = startup.budget(PRESET.architecture, VM, LAYOUT)
 TOKEN = "hf_" + "thisIsNotARealToken" * 2
 
@@ -45,19 +34,6 @@ def _check(options: Mapping[str, object]) -> tuple[Problem, ...]:
 def _one(options: Mapping[str, object]) -> Problem:
     (problem,) = _check(options)
     return problem
-
-
-def _arguments(options: Mapping[str, object], stages: int = 1) -> tuple[str, ...]:
-    return engine.arguments(
-        options=engine.normalise(options),
-        model_path="/models/m/abc",
-        served_model_name="m",
-        port=8000,
-        layout=replace(LAYOUT, pipeline_parallel_size=stages),
-        memory=MEMORY,
-        shutdown_timeout_seconds=274,
-        preset=PRESET,
-    )
 
 
 # The data.
@@ -78,14 +54,16 @@ def test_no_removed_option_is_one_that_this_version_has() -> None:
     assert not set(RULES["removed"]) & set(SPELLINGS), "people would be told to delete what works"
 
 
-@pytest.mark.parametrize("rules", ["reserved", "ranges", "not-modelled", "caution"])
+@pytest.mark.parametrize("rules", ["reserved", "values", "models", "not-modelled", "caution"])
 def test_rules_speak_of_options_that_exist(rules: str) -> None:
     assert set(RULES[rules]) <= set(ARGUMENTS), "a rule with a misspelt name does nothing"
 
 
 def test_pairs_speak_of_options_that_exist() -> None:
-    named = {rule[key] for rule in RULES["together"] for key in ("option", "needs", "excludes") if key in rule}
+    rules, keys = [*RULES["together"], *RULES["compared"]], ("option", "needs", "excludes", "at-most", "at-least")
+    named = {rule[key] for rule in rules for key in keys if isinstance(rule.get(key), str)}
     assert named <= set(ARGUMENTS)
+    assert {name for rule in RULES["compared"] for name in rule.get("where", ())} <= set(ARGUMENTS)
 
 
 def test_what_to_write_instead_of_a_removed_option_exists() -> None:
@@ -147,7 +125,19 @@ def test_every_reserved_option_is_refused_whatever_its_value(name: str) -> None:
         ({"chat-template": "--"}, "ends the options", "write a value"),
         ({"dtype": "bf16"}, "must be one of auto, bfloat16", "bfloat16"),
         ({"tool-call-parser": "llama"}, "none of the 58 values", "llama3_json"),
-        ({"hf-overrides": [1, "x"], "compilation-config": 3}, "must be a map", "key: value"),
+        ({"hf-overrides": [1, "x"]}, "must be a map", "key: value"),
+        ({"compilation-config": 3}, "must be a map", "key: value"),
+        ({"compilation-config": {"modee": 3}}, "has no key modee", "did you mean mode?"),
+        ({"compilation-config": {"splitting_ops": None, "cudagraph_num_of_warmups": "x"}}, "whole number", "correct"),
+        ({"profiler-config": '{"active_iterations": 0}'}, "active_iterations in it must be at least 1", "correct"),
+        ({"watermark-config": {"key": 7}}, "holds a key", "delete"),
+        ({"watermark": 1}, "must be at least 0 and below 1", "correct"),
+        ({"attention-backend": "flash"}, "must be one of AUTO, FLASH_ATTN", "choose one"),
+        ({"numa-bind-cpus": ["0-3", "x"], "numa-bind": True}, "must look like 0-3", "correct"),
+        ({"numa-bind-nodes": [0]}, "needs numa-bind", "numa-bind: true"),
+        ({"offload-backend": "prefetch"}, "needs offload-group-size", "layers"),
+        ({"mamba-ssu-algorithm": "simple", "mamba-backend": "TRITON"}, "needs mamba-backend = flashinfer", "add"),
+        ({"use-replayssm": True}, "older model runner", "delete"),
         ({"compilation-config": "{"}, "must be a map", "key: value"),
         ({"cudagraph-capture-sizes": []}, "empty list", "delete"),
         ({"cudagraph-capture-sizes": [1, "two"]}, "must be a whole number", "correct"),
@@ -214,7 +204,7 @@ def test_nothing_that_a_file_may_hold_makes_a_traceback(options: dict[str, Any])
     refused = {problem.key.removeprefix("aks-vllm:vllm.") for problem in problems}
     assert refused <= set(options)
     assert all(problem.limit and problem.remedy for problem in problems)
-    _arguments({key: value for key, value in options.items() if key not in refused})
+    words({key: value for key, value in options.items() if key not in refused})
 
 
 # What is passed on.
@@ -237,9 +227,9 @@ PARSED: dict[str, Callable[[str], Any]] = {
     "size": _size,
     "size-or-auto": _size,
     "json": json.loads,
+    "map": json.loads,
     "json-or-text": _json_or_text,
     "text": str,
-    "scalar": str,
 }
 
 
@@ -265,16 +255,21 @@ _TEXT = st.text(max_size=12) | st.text("-a=", min_size=1, max_size=4)
 
 
 def _values(name: str) -> st.SearchStrategy[Any]:
-    row, limits = ARGUMENTS[name], RULES["ranges"].get(name, {})
+    row = engine._row(name)
     values: st.SearchStrategy[Any]
     match row["kind"]:
         case "switch" | "flag":
             values = st.booleans()
         case "int" | "size" | "size-or-auto":
-            values = st.integers(limits.get("least", 0), 10**9)
+            values = st.integers(row.get("least", 0), 10**9)
         case "float":
-            values = st.floats(limits.get("least", limits.get("above", 0)), limits.get("most", 1e6)) | st.integers(1, 1)
-        case "json":
+            values = st.floats(row.get("least", row.get("above", 0)), row.get("most", 1e6)) | st.integers(1, 1)
+        case "map" if "keys" in row:
+            plain = {"switch": st.booleans(), "text": _TEXT}
+            free = {key: sub["kind"] for key, sub in row["keys"].items() if "choices" not in sub}
+            optional = {key: plain[kind] for key, kind in free.items() if kind in plain}
+            values = st.fixed_dictionaries({}, optional=optional)
+        case "json" | "map":
             values = _JSON
         case "json-or-text":
             values = _JSON | st.text("abc/=.-", min_size=1).filter(lambda text: not text.startswith("-"))
@@ -297,11 +292,11 @@ def test_whatever_is_accepted_reaches_vllm_with_the_same_meaning(options: dict[s
     written = {key.replace("-", "_") if underscores else key: value for key, value in options.items()}
     refused = {problem.key.removeprefix("aks-vllm:vllm.").replace("_", "-") for problem in _check(written)}
     accepted = {key: value for key, value in options.items() if key not in refused}
-    back = _reparsed(_arguments(accepted))
+    back = _reparsed(words(accepted))
     for name, value in accepted.items():
         if ARGUMENTS[name]["kind"] == "flag" and value is False:
             assert name not in back, "a flag without an opposite is left out"
-        elif ARGUMENTS[name]["kind"] in ("text", "scalar"):
+        elif ARGUMENTS[name]["kind"] == "text":
             assert back[name] == ([str(item) for item in value] if isinstance(value, list) else str(value))
         else:
             assert back[name] == value
@@ -314,23 +309,24 @@ def test_the_order_in_the_file_changes_nothing(options: dict[str, Any], shuffled
     items = [(key, value) for key, value in options.items() if key not in refused]
     other = items.copy()
     shuffled.shuffle(other)
-    assert _arguments(dict(items)) == _arguments(dict(other)), "replicas would be replaced for nothing"
+    assert words(dict(items)) == words(dict(other)), "replicas would be replaced for nothing"
 
 
 def test_few_of_the_options_of_the_property_are_refused() -> None:
     """Else the properties above would say little."""
-    plain = {"int": 2, "size": 2, "float": 0.5, "json": {}, "json-or-text": {}, "switch": True, "flag": True}
+    plain = {"int": 2, "size": 2, "float": 0.5, "json": {}, "map": {}, "json-or-text": {}, "switch": True, "flag": True}
     refused = []
     for name in _FREE:
-        row = ARGUMENTS[name]
-        value = row["choices"][0] if "choices" in row else plain.get(row["kind"], "x")
+        row = engine._row(name)
+        value = row["choices"][0] if "choices" in row else row.get("example", plain.get(row["kind"], "x"))
         refused += [problem.key for problem in _check({name: [value] if row.get("many") else value})]
-    assert set(refused) <= {f"aks-vllm:vllm.{rule['option']}" for rule in RULES["together"]}
+    known = {rule["option"] for rule in RULES["together"]} | {n for n, row in ARGUMENTS.items() if "required" in row}
+    assert set(refused) <= {f"aks-vllm:vllm.{name}" for name in known}
 
 
 def test_the_command_line_is_the_plans_then_the_options_by_name() -> None:
-    words = _arguments({"max_num_seqs": 64, "enable-prefix-caching": False, "disable-log-requests": True, "tp": 8})
-    assert words == (
+    line = words({"max_num_seqs": 64, "enable-prefix-caching": False, "disable-log-requests": True, "tp": 8})
+    assert line == (
         "/models/m/abc",
         *("--served-model-name", "m"),
         *("--port", "8000"),
@@ -345,9 +341,9 @@ def test_the_command_line_is_the_plans_then_the_options_by_name() -> None:
 
 
 def test_pipeline_stages_are_named_where_there_are_several() -> None:
-    words = _arguments({}, stages=2)
-    assert words[words.index("--pipeline-parallel-size") + 1] == "2"
-    assert "--pipeline-parallel-size" not in _arguments({})
+    line = words({}, stages=2)
+    assert line[line.index("--pipeline-parallel-size") + 1] == "2"
+    assert "--pipeline-parallel-size" not in words({})
 
 
 @pytest.mark.parametrize(
@@ -370,9 +366,9 @@ def test_sizes_with_a_suffix_are_written_out(written: str, tokens: int) -> None:
 
 
 def test_several_served_names_are_all_served() -> None:
-    words = _arguments({"served-model-name": ["a", "b"]})
-    at = words.index("--served-model-name")
-    assert words[at + 1 : at + 3] == ("a", "b")
+    line = words({"served-model-name": ["a", "b"]})
+    at = line.index("--served-model-name")
+    assert line[at + 1 : at + 3] == ("a", "b")
 
 
 def test_vllm_is_process_one() -> None:
