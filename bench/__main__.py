@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import sys
 
-from bench import accuracy, engine, growth, planner, program, up
+from bench import accuracy, engine, faults, growth, planner, program, up
 from bench.figure import Figure, table
 
 SECTIONS = {
@@ -14,6 +14,7 @@ SECTIONS = {
     "program": program.figures,
     "growth": growth.figures,
     "engine": engine.figures,
+    "faults": faults.figures,
     "up": up.figures,
 }
 DEFAULT = ("accuracy", "planner", "program", "growth")
