@@ -11,7 +11,7 @@ from tests.sandbox.faulty import FAULTS, World, converges
 
 
 def figures() -> list[Figure]:
-    """One `up` that fails at one resource in one way, one that is not disturbed, a preview and a `destroy`, per pair."""
+    """For each pair an `up` that fails, one that does not, a preview and a `destroy`."""
     with tempfile.TemporaryDirectory() as folder:
         world = World(Path(folder) / "undisturbed")
         world.folder.mkdir()

@@ -21,7 +21,7 @@ from sandbox.azure import AzureError, SimulatedAzure
 from sandbox.engine import Engine, Result, RunFailedError
 from sandbox.kubernetes import KubernetesProvider
 from sandbox.state import Store
-from sandbox.values import from_properties, reveal, to_properties
+from sandbox.values import from_properties, to_properties
 
 ROOT = Path(__file__).parents[2]
 TOKEN_KEY = "aks-vllm:hf-token"  # noqa: S105  the key, not the value
