@@ -10,6 +10,7 @@ from pulumi.runtime.config import CONFIG, get_config_env, get_config_secret_keys
 
 from components.cluster import Cluster, ClusterArgs
 from components.cluster_care import ClusterCare, ClusterCareArgs
+from components.edge import Edge, EdgeArgs
 from components.gpu_pool import GpuPool, GpuPoolArgs
 from components.gpu_runtime import GpuRuntime
 from components.kubernetes_access import KubernetesAccess, KubernetesAccessArgs
@@ -48,13 +49,12 @@ access = KubernetesAccess("access", KubernetesAccessArgs(plan=plan.cluster, clus
 GpuRuntime("gpu-runtime", plan.device_plugin, access.in_cluster)
 token = pulumi.Config().get_secret("hf-token") if plan.needs_hf_token else None
 models = ModelAccess("models", ModelAccessArgs(namespace=plan.namespace, hf_token=token), access.in_cluster)
-urls = {
-    model.name: ModelServer(model.name, ModelServerArgs(plan=model, access=models), access.in_cluster).url
-    for model in plan.models
-}
+for model in plan.models:
+    ModelServer(model.name, ModelServerArgs(plan=model, access=models), access.in_cluster)
+edge = Edge("edge", EdgeArgs(plan=plan.edge, access=models), access.in_cluster)
 
 # Export.
-pulumi.export("endpoints", urls)
+pulumi.export("endpoints", edge.urls)
 pulumi.export("cluster", cluster.managed_cluster.name)
 pulumi.export("kubeconfig", access.kubeconfig)
 for key, value in report.headline(plan).items():

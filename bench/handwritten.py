@@ -23,6 +23,8 @@ IMAGE = "vllm/vllm-openai:v0.33.0"
 TAGS = {"managed-by": "pulumi", "aks-vllm-stack": "test"}
 SELECTOR = {"app.kubernetes.io/name": "vllm", "app.kubernetes.io/instance": "model"}
 LABELS = {**SELECTOR, "app.kubernetes.io/managed-by": "pulumi"}
+EDGE = {"app.kubernetes.io/name": "vllm-edge", "app.kubernetes.io/instance": "edge"}
+EDGE_LABELS = {**EDGE, "app.kubernetes.io/managed-by": "pulumi"}
 PLUGIN = {"app.kubernetes.io/name": "nvidia-device-plugin"}
 PLUGIN_LABELS = {**PLUGIN, "app.kubernetes.io/managed-by": "pulumi"}
 SHARED_LABELS = {"app.kubernetes.io/part-of": "aks-vllm", "app.kubernetes.io/managed-by": "pulumi"}
@@ -225,6 +227,7 @@ def main() -> None:
         opts=inside,
     )
     _model(namespace.metadata.name, token.metadata.name, provider, cluster)
+    _edge(namespace.metadata.name, inside)
     pulumi.export("kubeconfig", kubeconfig)
     pulumi.export("cluster", cluster.name)
 
@@ -313,7 +316,7 @@ def _model(
         ),
         opts=inside,
     )
-    deployment = apps.v1.Deployment(
+    apps.v1.Deployment(
         "model-deployment",
         metadata=metadata,
         spec=apps.v1.DeploymentSpecArgs(
@@ -334,19 +337,150 @@ def _model(
             provider=provider, deleted_with=cluster, depends_on=[account, budget], custom_timeouts=timeouts
         ),
     )
-    service = core.v1.Service(
+    core.v1.Service(
         "model-service",
         metadata=metadata,
         spec=core.v1.ServiceSpecArgs(
             type="ClusterIP",
+            cluster_ip="None",
             selector=SELECTOR,
             ports=[core.v1.ServicePortArgs(name="http", port=8000, target_port="http")],
         ),
-        opts=pulumi.ResourceOptions(
-            provider=provider, deleted_with=cluster, depends_on=[deployment], custom_timeouts=timeouts
-        ),
+        opts=pulumi.ResourceOptions(provider=provider, deleted_with=cluster),
     )
-    pulumi.export("endpoint", service.metadata.name)
+
+
+def _edge(namespace: pulumi.Output[str], inside: pulumi.ResourceOptions) -> None:
+    metadata = meta.v1.ObjectMetaArgs(name="edge", namespace=namespace, labels=EDGE_LABELS)
+    configuration = core.v1.ConfigMap(
+        "edge-configuration",
+        metadata=meta.v1.ObjectMetaArgs(namespace=namespace, labels=EDGE_LABELS),
+        data={"haproxy.cfg": "# by hand", "routes.map": "# by hand"},
+        opts=inside,
+    )
+    core.v1.ServiceAccount(
+        "edge-service-account", metadata=metadata, automount_service_account_token=False, opts=inside
+    )
+    policy.v1.PodDisruptionBudget(
+        "edge-disruption-budget",
+        metadata=metadata,
+        spec=policy.v1.PodDisruptionBudgetSpecArgs(
+            selector=meta.v1.LabelSelectorArgs(match_labels=EDGE), max_unavailable=1
+        ),
+        opts=inside,
+    )
+    health = core.v1.HTTPGetActionArgs(path="/healthz", port="admin")
+    deployment = apps.v1.Deployment(
+        "edge-deployment",
+        metadata=metadata,
+        spec=apps.v1.DeploymentSpecArgs(
+            replicas=2,
+            selector=meta.v1.LabelSelectorArgs(match_labels=EDGE),
+            strategy=apps.v1.DeploymentStrategyArgs(
+                type="RollingUpdate",
+                rolling_update=apps.v1.RollingUpdateDeploymentArgs(max_surge=1, max_unavailable=0),
+            ),
+            template=core.v1.PodTemplateSpecArgs(
+                metadata=meta.v1.ObjectMetaArgs(labels=EDGE_LABELS),
+                spec=core.v1.PodSpecArgs(
+                    service_account_name="edge",
+                    automount_service_account_token=False,
+                    enable_service_links=False,
+                    node_selector={"kubernetes.azure.com/mode": "system"},
+                    tolerations=[core.v1.TolerationArgs(key="CriticalAddonsOnly", operator="Exists")],
+                    topology_spread_constraints=[
+                        core.v1.TopologySpreadConstraintArgs(
+                            topology_key="kubernetes.io/hostname",
+                            max_skew=1,
+                            when_unsatisfiable="DoNotSchedule",
+                            node_taints_policy="Honor",
+                            match_label_keys=["pod-template-hash"],
+                            label_selector=meta.v1.LabelSelectorArgs(match_labels=EDGE),
+                        )
+                    ],
+                    termination_grace_period_seconds=364,
+                    security_context=core.v1.PodSecurityContextArgs(
+                        run_as_non_root=True,
+                        run_as_user=99,
+                        run_as_group=99,
+                        fs_group=99,
+                        seccomp_profile=core.v1.SeccompProfileArgs(type="RuntimeDefault"),
+                    ),
+                    containers=[
+                        core.v1.ContainerArgs(
+                            name="haproxy",
+                            image="library/haproxy:3.4.2",
+                            image_pull_policy="IfNotPresent",
+                            command=["haproxy", "-W", "-db", "-f", "haproxy.cfg"],
+                            working_dir="/usr/local/etc/haproxy",
+                            env=[
+                                core.v1.EnvVarArgs(name="EDGE_ADDRESS", value=":8080"),
+                                core.v1.EnvVarArgs(name="EDGE_ADMIN_ADDRESS", value=":8404"),
+                                core.v1.EnvVarArgs(name="CLUSTER_DNS", value="10.245.0.10:53"),
+                            ],
+                            ports=[
+                                core.v1.ContainerPortArgs(name="clients", container_port=8080),
+                                core.v1.ContainerPortArgs(name="admin", container_port=8404),
+                            ],
+                            readiness_probe=core.v1.ProbeArgs(
+                                http_get=health, initial_delay_seconds=5, period_seconds=5, timeout_seconds=5
+                            ),
+                            liveness_probe=core.v1.ProbeArgs(
+                                http_get=health, period_seconds=10, timeout_seconds=5, failure_threshold=6
+                            ),
+                            lifecycle=core.v1.LifecycleArgs(
+                                pre_stop=core.v1.LifecycleHandlerArgs(sleep=core.v1.SleepActionArgs(seconds=20))
+                            ),
+                            resources=core.v1.ResourceRequirementsArgs(
+                                requests={"memory": "256Mi", "cpu": "500m"}, limits={"memory": "256Mi"}
+                            ),
+                            security_context=core.v1.SecurityContextArgs(
+                                allow_privilege_escalation=False,
+                                read_only_root_filesystem=True,
+                                capabilities=core.v1.CapabilitiesArgs(drop=["ALL"]),
+                            ),
+                            volume_mounts=[
+                                core.v1.VolumeMountArgs(
+                                    name="configuration", mount_path="/usr/local/etc/haproxy", read_only=True
+                                )
+                            ],
+                        )
+                    ],
+                    volumes=[
+                        core.v1.VolumeArgs(
+                            name="configuration",
+                            projected=core.v1.ProjectedVolumeSourceArgs(
+                                default_mode=0o440,
+                                sources=[
+                                    core.v1.VolumeProjectionArgs(
+                                        config_map=core.v1.ConfigMapProjectionArgs(name=configuration.metadata.name)
+                                    )
+                                ],
+                            ),
+                        )
+                    ],
+                ),
+            ),
+        ),
+        opts=inside,
+    )
+    service = core.v1.Service(
+        "edge-service",
+        metadata=meta.v1.ObjectMetaArgs(
+            name="edge",
+            namespace=namespace,
+            labels=EDGE_LABELS,
+            annotations={"service.beta.kubernetes.io/azure-load-balancer-internal": "true"},
+        ),
+        spec=core.v1.ServiceSpecArgs(
+            type="LoadBalancer",
+            selector=EDGE,
+            ports=[core.v1.ServicePortArgs(name="clients", port=80, target_port="clients")],
+        ),
+        opts=pulumi.ResourceOptions.merge(inside, pulumi.ResourceOptions(depends_on=[deployment])),
+    )
+    address = service.status.load_balancer.ingress[0].ip
+    pulumi.export("endpoint", pulumi.Output.concat("http://", address, "/v1"))
 
 
 def _pod(token: pulumi.Output[str]) -> core.v1.PodSpecArgs:

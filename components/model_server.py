@@ -21,9 +21,7 @@ class ModelServerArgs:
 
 
 class ModelServer(pulumi.ComponentResource):
-    """A vLLM endpoint inside the cluster; `url` is the base URL that OpenAI clients take."""
-
-    url: pulumi.Output[str]
+    """The replicas of a model, under its name inside the cluster; the edge is the way to them."""
 
     def __init__(self, name: str, args: ModelServerArgs, opts: pulumi.ResourceOptions | None = None) -> None:
         super().__init__("aks-vllm:index:ModelServer", name, None, opts)
@@ -51,7 +49,7 @@ class ModelServer(pulumi.ComponentResource):
             ),
             opts=pulumi.ResourceOptions(parent=self),
         )
-        deployment = apps.v1.Deployment(
+        apps.v1.Deployment(
             f"{name}-deployment",
             metadata=metadata,
             spec=apps.v1.DeploymentSpecArgs(
@@ -71,22 +69,19 @@ class ModelServer(pulumi.ComponentResource):
             ),
             opts=pulumi.ResourceOptions(parent=self, depends_on=[account, budget], custom_timeouts=timeouts),
         )
-        service = core.v1.Service(
+        # Headless: its name stands for the ready replicas themselves, and the edge chooses among them.
+        core.v1.Service(
             f"{name}-service",
             metadata=metadata,
             spec=core.v1.ServiceSpecArgs(
                 type="ClusterIP",
+                cluster_ip="None",
                 selector=selector,
                 ports=[core.v1.ServicePortArgs(name=HTTP, port=plan.port, target_port=HTTP)],
             ),
-            # Pulumi waits for a Service's endpoints too: after the Deployment they are ready, and should one not be,
-            # ten minutes, the default, are shorter than one start of a model.
-            opts=pulumi.ResourceOptions(parent=self, depends_on=[deployment], custom_timeouts=timeouts),
+            opts=pulumi.ResourceOptions(parent=self),
         )
-        self.url = pulumi.Output.concat(
-            "http://", service.metadata.name, ".", service.metadata.namespace, f".svc.cluster.local:{plan.port}/v1"
-        )
-        self.register_outputs({"url": self.url})
+        self.register_outputs({})
 
 
 def _strategy(plan: ModelPlan) -> apps.v1.DeploymentStrategyArgs:

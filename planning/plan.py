@@ -11,11 +11,23 @@ from dataclasses import asdict, dataclass, fields, replace
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
-from planning import capacity, catalogue, engine, network, parallelism, rollout, serving_plan, serving_rate, startup
+from planning import (
+    capacity,
+    catalogue,
+    edge,
+    engine,
+    network,
+    parallelism,
+    rollout,
+    serving_plan,
+    serving_rate,
+    startup,
+)
 from planning import cluster as cluster_plan
 from planning.capacity import CostPlan, GpuPoolPlan, QuotaNeed
 from planning.catalogue import Image, Preset, VmSize
 from planning.cluster import ClusterPlan, SystemPoolPlan
+from planning.edge import EdgePlan
 from planning.engine import DownloadPlan
 from planning.findings import Finding, InvalidStack, Problem, Severity
 from planning.memory import EngineOptions, LayoutError, MemoryPlan
@@ -90,6 +102,7 @@ class StackPlan:
     gpu_pools: tuple[GpuPoolPlan, ...]
     device_plugin: DevicePluginPlan
     models: tuple[ModelPlan, ...]
+    edge: EdgePlan
     cost: CostPlan
     quota: tuple[QuotaNeed, ...]
     findings: tuple[Finding, ...]
@@ -157,6 +170,14 @@ def decide(settings: Settings, *, stack: str, source: str) -> StackPlan:
     device_plugin = DevicePluginPlan(
         image=catalogue.image("device-plugin"), node_label=("kubernetes.azure.com/accelerator", "nvidia")
     )
+    front = edge.decide(
+        settings.edge,
+        models,
+        flat=settings.flat,
+        namespace=NAMESPACE,
+        dns_service_ip=cluster.network.dns_service_ip,
+        system_taints=cluster.system_pool.taints,
+    )
     findings = [
         *_steps(settings, models, stack),
         *(replace(finding, subject=model.name) for model in models for finding in model.memory.findings),
@@ -168,7 +189,7 @@ def decide(settings: Settings, *, stack: str, source: str) -> StackPlan:
         *cost_findings,
         *cluster_plan.findings(cluster),
         *_regions(gpu_pools, settings.location),
-        *_exposure(),
+        *edge.findings(front, settings.environment),
     ]
     return StackPlan(
         stack=stack,
@@ -181,6 +202,7 @@ def decide(settings: Settings, *, stack: str, source: str) -> StackPlan:
         gpu_pools=gpu_pools,
         device_plugin=device_plugin,
         models=models,
+        edge=front,
         cost=cost,
         quota=(*capacity.quota_needs(gpu_pools), _system_quota(cluster.system_pool)),
         findings=tuple(findings),
@@ -555,16 +577,6 @@ def _regions(pools: Iterable[GpuPoolPlan], location: str) -> Iterator[Finding]:
                 message=f"{vm.name} has not been seen in {location}; it has in {_and(vm.regions_seen)}.",
                 remedy="`make preflight` asks Azure whether your subscription may have it there.",
             )
-
-
-def _exposure() -> Iterator[Finding]:
-    """Defaults that only the owners of a network can better."""
-    yield Finding(
-        severity=Severity.NOTE,
-        subject="stack",
-        message="The endpoints are reachable inside the cluster only (ClusterIP), without a key.",
-        remedy="`kubectl port-forward` reaches them from outside.",
-    )
 
 
 def _choice(value: str, known: Sequence[str]) -> str:

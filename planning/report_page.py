@@ -150,7 +150,10 @@ def next_steps(plan: StackPlan) -> str:
     shorter = max(1, model.memory.max_model_len // 2)
     other = model.memory.longest_max_model_len if model.memory.longest_max_model_len > model.memory.max_model_len else 0
     length = min(other, 2 * model.memory.max_model_len) or shorter
-    forwards = [f"kubectl -n {plan.namespace} port-forward service/{each.name} {each.port}" for each in plan.models]
+    edge = plan.edge
+    base = f"{edge.scheme}://localhost:8000{edge.base_paths[model.name]}"
+    insecure = " -k" if edge.tls_secret else ""  # the certificate is for another name than localhost
+    bearer = ["""  -H "Authorization: Bearer $KEY" \\"""] if edge.keys else []
     unprotect = [
         "# cluster and resource group are protected: first",
         f"pulumi config set aks-vllm:protect false --stack {stack}",
@@ -161,10 +164,10 @@ def next_steps(plan: StackPlan) -> str:
         "A first answer": [
             f"pulumi stack output kubeconfig --show-secrets --stack {stack} > kubeconfig",
             "export KUBECONFIG=$PWD/kubeconfig   # kubelogin signs you in",
-            *forwards[:1],
-            *(f"# or {forward}" for forward in forwards[1:5]),
+            f"kubectl -n {plan.namespace} port-forward service/edge 8000:{edge.service_port}",
             "# in a second terminal:",
-            f"curl -s http://localhost:{model.port}/v1/chat/completions \\",
+            f"curl -s{insecure} {base}/chat/completions \\",
+            *bearer,
             "  -H 'Content-Type: application/json' \\",
             f'  -d \'{{"model": "{model.served_model_name}",',
             """       "messages": [{"role": "user", "content": "Say hello."}]}'""",

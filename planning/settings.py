@@ -21,8 +21,9 @@ STACKS = Path(__file__).parents[1] / "stacks"
 
 #: What a stack may be called: https://www.pulumi.com/docs/iac/concepts/stacks/#create-a-stack
 _STACK = re.compile(r"[A-Za-z0-9._-]{1,100}")
-#: A Service is named after its model (RFC 1035 label); the ServiceAccount "default" exists in every namespace.
-_MODEL_NAME = re.compile(r"(?!default$)[a-z]([a-z0-9-]{0,61}[a-z0-9])?")
+#: A Service is named after its model (RFC 1035 label); the ServiceAccount "default" exists in every namespace, and
+#: `edge` is what stands before the models.
+_MODEL_NAME = re.compile(r"(?!(?:default|edge)$)[a-z]([a-z0-9-]{0,61}[a-z0-9])?")
 
 WholeNumber = Annotated[int, Strict(), BeforeValidator(lambda v: int(v) if _is_digits(v) else v)]
 Text = Annotated[str, Field(coerce_numbers_to_str=True)]
@@ -238,6 +239,70 @@ class ModelSettings(_Described):
     )
 
 
+class EdgeKey(_Described):
+    """One client of the endpoint."""
+
+    sha256: Text = Field(
+        pattern=r"^[0-9a-f]{64}$",
+        description="SHA-256 of the API key, 64 hexadecimal digits: the key itself never stands in a file. "
+        """`printf %s "$KEY" | sha256sum` prints it.""",
+        examples=["9f86d081884c7d659a2feaa0c55ad015a3bf4f1b2b0b822cd15d6c15b0f00a08"],
+    )
+    requests_per_minute: WholeNumber | None = Field(
+        default=None,
+        ge=1,
+        le=1_000_000,
+        description="Requests that this key may make in any minute; further ones get 429. Default: no limit.",
+        examples=[600],
+    )
+
+
+class EdgeSettings(_Described):
+    """Who may reach the models, and how."""
+
+    access: Literal["internal", "public"] = Field(
+        default="internal",
+        description="internal: an address in the cluster's network. public: one on the internet, which needs TLS and "
+        "keys.",
+        examples=["internal"],
+    )
+    host: Text | None = Field(
+        default=None,
+        max_length=253,
+        pattern=r"^([a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?\.)+[a-z]([a-z0-9-]{0,61}[a-z0-9])?$",
+        description="Name under which clients know the endpoint; its DNS entry is yours to make. Default: the load "
+        "balancer's address.",
+        examples=["llm.example.com"],
+    )
+    tls_secret: Text | None = Field(
+        default=None,
+        pattern=r"^[a-z0-9]([a-z0-9.-]{0,251}[a-z0-9])?$",
+        description="Secret of type kubernetes.io/tls in the models' namespace, as cert-manager or the Secrets Store "
+        "makes it. A renewed certificate is taken up by itself. Default: clear text.",
+        examples=["edge-tls"],
+    )
+    keys: dict[str, EdgeKey] = Field(
+        default_factory=dict,
+        max_length=1000,
+        description="API keys: a map from the client's name, which the access log shows, to the key's SHA-256 and "
+        "limit. Default: none, and whoever reaches the endpoint may use it.",
+        examples=[{"team-a": {"sha256": "9f86d081884c7d659a2feaa0c55ad015a3bf4f1b2b0b822cd15d6c15b0f00a08"}}],
+    )
+    paths: tuple[str, ...] = Field(
+        default=("/v1/models", "/v1/chat/completions", "/v1/completions", "/v1/embeddings"),
+        description="Routes of vLLM that are open, and no others. Besides the default ones there are /v1/responses, "
+        "/tokenize and /detokenize.",
+        examples=[["/v1/models", "/v1/chat/completions"]],
+    )
+    max_body_mib: WholeNumber = Field(
+        default=32,
+        ge=1,
+        le=1024,
+        description="Largest request body, in MiB; a larger one gets 413. Images travel inside the body.",
+        examples=[32],
+    )
+
+
 class Settings(_Described):
     """A stack. `models` always holds every model; the flat keys of a stack file are its one entry `model`."""
 
@@ -339,6 +404,11 @@ class Settings(_Described):
         description="Azure tags of the resource group and the cluster.",
         examples=[{"team": "inference"}],
     )
+    edge: EdgeSettings = Field(
+        default_factory=EdgeSettings,
+        description="Who may reach the models, and how: address, TLS, API keys, open routes, limits.",
+        examples=[{"access": "internal"}],
+    )
     #: Written with the flat keys: messages name those. Not a setting.
     flat: bool = Field(default=False, exclude=True)
 
@@ -372,6 +442,7 @@ _GROUPS: dict[str, type[_Described]] = {
     "network": NetworkSettings,
     "maintenance": MaintenanceSettings,
     "budget": BudgetSettings,
+    "edge": EdgeSettings,
 }
 _WORKLOAD = tuple(field.replace("_", "-") for field in WorkloadSettings.model_fields)
 _MAPS = ("vllm", "tags", "workload", *_GROUPS)
@@ -724,7 +795,8 @@ def _check_names(raw: dict[str, Any], refuse: Any) -> None:
         if not models:
             refuse(f"{NAMESPACE}:models", "{}", "holds no model", "for example {chat: {preset: qwen3-8b}}")
         for name in [name for name in models if not raw.get("flat") and not _MODEL_NAME.fullmatch(name)]:
-            limit = "must be 1 to 63 lower-case letters, digits and hyphens, begin with a letter, and not be `default`"
+            limit = "must be 1 to 63 lower-case letters, digits and hyphens, begin with a letter, and not be `default` "
+            limit += "or `edge`"
             refuse(f"{NAMESPACE}:models.{name}", name, limit, "its Service and its ServiceAccount are named after it")
             del models[name]
         for name, model in models.items():

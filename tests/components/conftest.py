@@ -17,4 +17,4 @@ def recorded() -> Record:
 @pytest.fixture(scope="session")
 def deployment() -> Registration:
     """The Deployment of one gated model."""
-    return recorded_preview().one(DEPLOYMENT)
+    return recorded_preview().one(DEPLOYMENT, "model-deployment")

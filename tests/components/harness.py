@@ -25,6 +25,7 @@ GRANT = "azure-native:authorization:RoleAssignment"
 PROVIDER = "pulumi:providers:kubernetes"
 DEPLOYMENT = "kubernetes:apps/v1:Deployment"
 SERVICE = "kubernetes:core/v1:Service"
+CONFIG_MAP = "kubernetes:core/v1:ConfigMap"
 SECRET = "kubernetes:core/v1:Secret"  # noqa: S105  a type
 
 # An Output inside an f-string raises instead of printing a warning into the value.

@@ -61,7 +61,7 @@ def _recording(record: Record, chosen: dict[str, Any]) -> Recording:
 
 
 def _template(recording: Recording) -> Any:
-    return recording.one(DEPLOYMENT).inputs["spec"]["template"]
+    return recording.one(DEPLOYMENT, "model-deployment").inputs["spec"]["template"]
 
 
 def _changed(old: Registration, new: Registration) -> set[str]:

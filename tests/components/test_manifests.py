@@ -60,7 +60,7 @@ def test_model_pods_meet_the_restricted_level_their_namespace_enforces(recorded:
     recording = recorded()
     namespace = recording.one("kubernetes:core/v1:Namespace", "models-namespace").inputs["metadata"]
     assert namespace["labels"]["pod-security.kubernetes.io/enforce"] == "restricted"
-    pod = recording.one(DEPLOYMENT).inputs["spec"]["template"]["spec"]
+    pod = recording.one(DEPLOYMENT, "model-deployment").inputs["spec"]["template"]["spec"]
     assert pod["securityContext"]["runAsNonRoot"] is True
     assert pod["securityContext"]["runAsUser"] == 2000, "the vLLM image's own user"
     assert pod["securityContext"]["seccompProfile"] == {"type": "RuntimeDefault"}
@@ -97,10 +97,10 @@ def test_vllm_is_process_one_and_gets_the_signal(deployment: Registration) -> No
     assert vllm["command"][0] == "vllm", "a shell in front of vLLM keeps SIGTERM to itself"
 
 
-def test_the_service_sends_nobody_to_a_replica_that_is_not_ready(recorded: Record) -> None:
-    service = recorded().one(SERVICE).inputs
-    assert "publishNotReadyAddresses" not in service["spec"]
-    assert service["spec"]["type"] == "ClusterIP", "an endpoint without a gateway stays inside the cluster"
+def test_the_name_of_a_model_stands_for_its_ready_replicas(recorded: Record) -> None:
+    service = recorded().one(SERVICE, "model-service").inputs
+    assert "publishNotReadyAddresses" not in service["spec"], "the edge would send requests to loading replicas"
+    assert service["spec"]["clusterIP"] == "None", "the edge would see one address and could not choose"
     assert service["spec"]["selector"].items() <= service["metadata"]["labels"].items(), "monitors select by label"
 
 
@@ -110,3 +110,35 @@ def test_every_probe_asks_health_on_the_named_port_and_is_patient(deployment: Re
     assert vllm[probe]["httpGet"] == {"path": "/health", "port": "http"}
     assert [port["name"] for port in vllm["ports"]] == ["http"]
     assert vllm[probe]["timeoutSeconds"] == 5, "one second misfires while the CPU is busy"
+
+
+def test_edge_pods_meet_the_restricted_level_and_write_nowhere(recorded: Record) -> None:
+    pod = recorded().one(DEPLOYMENT, "edge-deployment").inputs["spec"]["template"]["spec"]
+    (haproxy,) = pod["containers"]
+    assert pod["securityContext"]["runAsNonRoot"] is True
+    assert pod["securityContext"]["runAsUser"] == 99, "the image names its user, and the kubelet checks numbers only"
+    assert pod["securityContext"]["seccompProfile"] == {"type": "RuntimeDefault"}
+    assert haproxy["securityContext"] == {
+        "allowPrivilegeEscalation": False,
+        "readOnlyRootFilesystem": True,
+        "capabilities": {"drop": ["ALL"]},
+    }
+
+
+def test_haproxy_is_process_one_beside_its_files(recorded: Record) -> None:
+    (haproxy,) = recorded().one(DEPLOYMENT, "edge-deployment").inputs["spec"]["template"]["spec"]["containers"]
+    assert haproxy["command"][0] == "haproxy", "a shell in front of it keeps the stop signal to itself"
+    assert haproxy["workingDir"] == haproxy["volumeMounts"][0]["mountPath"], "the certificate is read from there again"
+
+
+def test_the_edge_stays_off_gpu_nodes_and_on_two_of_the_others(recorded: Record) -> None:
+    pod = recorded().one(DEPLOYMENT, "edge-deployment").inputs["spec"]["template"]["spec"]
+    assert pod["nodeSelector"] == {"kubernetes.azure.com/mode": "system"}
+    assert [toleration["key"] for toleration in pod["tolerations"]] == ["CriticalAddonsOnly"]
+    (spread,) = pod["topologySpreadConstraints"]
+    assert spread["whenUnsatisfiable"] == "DoNotSchedule"
+
+
+def test_the_edge_is_private_until_it_is_said_to_be_public(recorded: Record) -> None:
+    annotations = recorded().one(SERVICE, "edge-service").inputs["metadata"]["annotations"]
+    assert annotations == {"service.beta.kubernetes.io/azure-load-balancer-internal": "true"}

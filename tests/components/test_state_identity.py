@@ -74,7 +74,7 @@ def test_the_key_of_a_model_is_the_only_part_of_a_setting_in_a_name(recorded: Re
 
 def test_the_selector_is_two_labels_whatever_the_settings(recorded: Record) -> None:
     for settings in ({}, {"max_model_len": 4096}, {"environment": "production"}):
-        spec = recorded(**settings).one(DEPLOYMENT).inputs["spec"]
+        spec = recorded(**settings).one(DEPLOYMENT, "model-deployment").inputs["spec"]
         expected = {"app.kubernetes.io/name": "vllm", "app.kubernetes.io/instance": "model"}
         assert spec["selector"] == {"matchLabels": expected}, "a changed selector replaces every replica"
         assert expected.items() <= spec["template"]["metadata"]["labels"].items(), "the selector finds no pod"

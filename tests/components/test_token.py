@@ -66,7 +66,7 @@ def test_the_download_looks_for_the_token_where_it_is_mounted(deployment: Regist
 
 def test_an_open_model_gets_no_token_even_if_the_stack_has_one(recorded: Record) -> None:
     recording = recorded(preset="qwen3-8b")
-    pod = recording.one(DEPLOYMENT).inputs["spec"]["template"]["spec"]
+    pod = recording.one(DEPLOYMENT, "model-deployment").inputs["spec"]["template"]["spec"]
     assert not recording.of_type(SECRET), "a token that nothing needs stays out of the cluster"
     assert not _token_volumes(pod)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from sandbox.engine import Recording
 from sandbox.monitor import seconds
-from tests.components.harness import AGENT_POOL, CLUSTER, DEPLOYMENT, GRANT, PROVIDER, SERVICE, Record
+from tests.components.harness import AGENT_POOL, CLUSTER, CONFIG_MAP, DEPLOYMENT, GRANT, PROVIDER, SERVICE, Record
 
 TWO_SIZES = {
     "preset": None,
@@ -84,7 +84,7 @@ def test_what_the_deletion_of_the_cluster_deletes_is_not_deleted_one_by_one(reco
 
 
 def test_each_limit_leaves_room_for_the_one_inside_it(recorded: Record) -> None:
-    deployment = recorded().one(DEPLOYMENT)
+    deployment = recorded().one(DEPLOYMENT, "model-deployment")
     spec = deployment.inputs["spec"]
     (vllm,) = spec["template"]["spec"]["containers"]
     probe = vllm["startupProbe"]["periodSeconds"] * vllm["startupProbe"]["failureThreshold"]
@@ -96,15 +96,24 @@ def test_each_limit_leaves_room_for_the_one_inside_it(recorded: Record) -> None:
         )
 
 
-def test_a_service_waits_for_its_deployment_and_as_long(recorded: Record) -> None:
+def test_the_address_of_the_endpoint_waits_for_the_pods_behind_it(recorded: Record) -> None:
     recording = recorded()
-    service, deployment = recording.one(SERVICE), recording.one(DEPLOYMENT)
-    assert deployment.urn in service.depends_on, "Pulumi waits for a Service's endpoints too, and would time out first"
-    assert service.custom_timeouts == deployment.custom_timeouts
+    deployment = recording.one(DEPLOYMENT, "edge-deployment")
+    assert deployment.urn in recording.one(SERVICE, "edge-service").depends_on, "Pulumi would wait for its endpoints"
+
+
+def test_the_edge_lets_the_longest_answer_finish_before_it_is_killed(recorded: Record) -> None:
+    recording = recorded(max_answer_tokens=30_000)
+    pod = recording.one(DEPLOYMENT, "edge-deployment").inputs["spec"]["template"]["spec"]
+    (haproxy,) = pod["containers"]
+    configuration = recording.one(CONFIG_MAP).inputs["data"]["haproxy.cfg"]
+    hard_stop = int(configuration.partition("hard-stop-after ")[2].partition("s")[0])
+    assert hard_stop > 30_000 / 30, "an answer at 30 tokens a second would be cut"
+    assert haproxy["lifecycle"]["preStop"]["sleep"]["seconds"] + hard_stop < pod["terminationGracePeriodSeconds"]
 
 
 def test_the_grace_period_covers_the_sleep_and_the_longest_answer(recorded: Record) -> None:
-    pod = recorded().one(DEPLOYMENT).inputs["spec"]["template"]["spec"]
+    pod = recorded().one(DEPLOYMENT, "model-deployment").inputs["spec"]["template"]["spec"]
     (vllm,) = pod["containers"]
     flag = vllm["args"].index("--shutdown-timeout")
     drain = vllm["lifecycle"]["preStop"]["sleep"]["seconds"] + int(vllm["args"][flag + 1])

@@ -452,10 +452,10 @@ def test_a_field_that_nobody_has_written_a_line_for_is_shown_all_the_same(tmp_pa
     old, new = side(PROD, tmp_path / "before"), side(PROD, tmp_path / "after")
     assert new.plan is not None
     plan = json.loads(json.dumps(new.plan))
-    plan["edge"] = {"public": True}
+    plan["lake"] = {"deep": True}
     plan["models"][0]["colour"] = "blue"
     found = diff.compare(old, diff.Side(label="after", config=new.config, plan=plan), "test")
-    assert {line.what: line.after for line in found.other} == {"edge.public": "true", "model.colour": "blue"}
+    assert {line.what: line.after for line in found.other} == {"lake.deep": "true", "model.colour": "blue"}
 
 
 # The command line, and git.

@@ -209,7 +209,7 @@ def test_the_next_steps_end_with_an_answer_a_change_and_the_removal(prod: StackP
     body = re.search(r"-d '(.*?)'", text, re.DOTALL)
     assert body is not None
     assert json.loads(body[1])["model"] == prod.models[0].served_model_name, "the server answers to this name only"
-    assert "port-forward service/model 8000" in text, "the endpoint is reachable inside the cluster only"
+    assert "port-forward service/edge 8000:80" in text, "the way in for whoever is outside of the network"
     assert text.index("aks-vllm:protect false") < text.index("pulumi destroy"), "or the removal is refused"
 
 
@@ -234,4 +234,4 @@ def test_a_model_of_several_is_changed_by_its_path() -> None:
     several = settings.model_copy(update={"models": {"chat": settings.models["model"]}, "flat": False})
     text = report.next_steps(decide(several, stack="prod", source=reading.source))
     assert "pulumi config set --path aks-vllm:models.chat.max-model-len" in text
-    assert "service/chat" in text
+    assert "localhost:8000/chat/v1/chat/completions" in text
