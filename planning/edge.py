@@ -414,7 +414,8 @@ backend {backend}
     http-response set-var(txn.answered) int(1)
     http-after-response set-status 429 if {{ status 503 }} !{{ var(txn.answered) -m found }} {{ nbsrv({backend}) gt 0 }}
     option httpchk GET /health
-    timeout check 5s
+    # A busy engine answers late and is not dead; a dead one refuses the connection, and a lost node does not take it.
+    timeout check 30s
     default-server check inter 5s fastinter 1s downinter 2s fall 2 rise 1 observe layer4
     default-server maxconn {edge.concurrency[model.name]}
     # The headless Service of the model: its addresses are the ready replicas, and one that leaves gets nothing new.
