@@ -49,7 +49,7 @@ test: $(READY) ## all tests; the first run builds the control plane, about ten m
 	@$(RUN) -m pytest --numprocesses 2 --dist loadfile -m "not engine" $(ARGS)
 
 test-engine: $(READY) ## the plan against vLLM's own code on the CPU: 6 GB and half an hour the first time
-	@$(RUN) -m pytest -m engine -s tests/engine $(ARGS)
+	@$(RUN) -m pytest -m engine -s $(or $(ARGS),tests/engine tests/serving)
 
 engine-contract: $(READY) ## make the folder of a vLLM from its own code: make engine-contract VERSION=0.33.0
 	@$(RUN) tests/engine/contract.py $(or $(VERSION),$(error VERSION=0.33.0 names the vLLM whose folder is made))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import sys
 
-from bench import accuracy, engine, faults, growth, planner, program, up
+from bench import accuracy, engine, faults, growth, losses, planner, program, up
 from bench.figure import Figure, table
 
 SECTIONS = {
@@ -15,6 +15,7 @@ SECTIONS = {
     "growth": growth.figures,
     "engine": engine.figures,
     "faults": faults.figures,
+    "losses": losses.figures,
     "up": up.figures,
 }
 DEFAULT = ("accuracy", "planner", "program", "growth")

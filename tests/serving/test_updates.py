@@ -1,0 +1,140 @@
+"""Updates and crashes under load: what clients lose, counted token by token on real engines behind the real edge."""
+
+from __future__ import annotations
+
+import random
+import time
+from collections import Counter
+from dataclasses import dataclass
+
+import pytest
+
+from tests.serving.clients import Load, Outcome, Request, kinds
+from tests.serving.cluster import KEY, MODEL_ADDRESSES, START_SECONDS, Cluster, with_defaults
+from tests.serving.engine_state import RUNNING, gauge
+from tests.serving.kubelet import Pod
+
+pytestmark = pytest.mark.engine
+
+CLIENTS = 36
+REQUESTS = 2000
+#: One answer in fifteen is so long that a replica which stops has some of them under way when SIGTERM comes.
+LONG_SHARE, LONG_TOKENS, SHORT_TOKENS = 1 / 15, (500, 900), (8, 64)
+LOAD_SECONDS = 1800  # at most
+
+
+@dataclass(frozen=True, kw_only=True)
+class Update:
+    """Both replicas replaced under load."""
+
+    requests: list[Request]
+    under_way: dict[str, float]  # pod -> requests it worked on when SIGTERM came
+    events: dict[str, list[str]]  # pod that was replaced -> what happened to it
+    seconds: float
+
+    @property
+    def counts(self) -> Counter[Outcome]:
+        return Counter(request.outcome for request in self.requests)
+
+    @property
+    def line(self) -> str:
+        lost = len(self.requests) - self.counts[Outcome.COMPLETE]
+        return (
+            f"{len(self.requests)} requests, {lost} lost ({kinds(self.requests)}); "
+            f"{sum(self.under_way.values()):.0f} under way at SIGTERM; {self.seconds:.0f} s"
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Updates:
+    """The same load over an update of pods that stop as rendered, and of pods that stop by everybody's defaults."""
+
+    rendered: Update
+    defaults: Update
+
+
+def _tokens(chance: random.Random) -> int:
+    return chance.randint(*(LONG_TOKENS if chance.random() < LONG_SHARE else SHORT_TOKENS))
+
+
+def _load(cluster: Cluster, seed: int) -> Load:
+    return Load(
+        addresses=cluster.edges, model=cluster.served_model, key=KEY, clients=CLIENTS, tokens=_tokens, seed=seed
+    )
+
+
+def _replaced_under_load(cluster: Cluster, manifest: dict, seed: int) -> Update:
+    under_way: dict[str, float] = {}
+    old = [pod.name for pod in cluster.models.pods]
+
+    def look(pod: Pod) -> None:
+        under_way[pod.name] = gauge(pod.address, RUNNING) or 0
+
+    cluster.models.before_term = look
+    started = time.monotonic()
+    with _load(cluster, seed).running() as load:
+        load.wait_for(2 * CLIENTS, LOAD_SECONDS)
+        cluster.models.update(manifest, START_SECONDS)
+        load.wait_for(REQUESTS, LOAD_SECONDS)
+    seconds = time.monotonic() - started
+    events = {name: [event.what for event in cluster.models.events if event.pod == name] for name in old}
+    return Update(requests=load.requests, under_way=under_way, events=events, seconds=seconds)
+
+
+@pytest.fixture(scope="module")
+def updates(cluster: Cluster) -> Updates:
+    """Four starts of vLLM for both: the first update's new pods stop by the defaults in the second one."""
+    rendered = dict(cluster.models.manifest)
+    first = _replaced_under_load(cluster, with_defaults(rendered), seed=1)
+    second = _replaced_under_load(cluster, rendered, seed=2)
+    print(f"\nUpdate as rendered: {first.line}\nUpdate by the defaults: {second.line}")
+    return Updates(rendered=first, defaults=second)
+
+
+def test_an_update_of_both_replicas_loses_no_request_and_no_token(updates: Updates) -> None:
+    update = updates.rendered
+    lost = [request for request in update.requests if request.outcome is not Outcome.COMPLETE]
+    assert not lost, f"{len(lost)} of {len(update.requests)}: {lost[:5]}"
+    assert len(update.requests) >= REQUESTS
+    streams = sum(request.stream for request in update.requests)
+    assert 0.25 < streams / len(update.requests) < 0.75, "both kinds of answers must have been at risk"
+
+
+def test_the_replicas_went_as_the_manifest_says_with_answers_under_way(updates: Updates) -> None:
+    update = updates.rendered
+    assert len(update.events) == len(MODEL_ADDRESSES)
+    for pod, events in update.events.items():
+        assert events[-4:] == ["deleted", "preStop", "SIGTERM", "gone"], f"{pod}: {events}"
+    assert sum(update.under_way.values()) >= 1, "with nothing under way, no drain was seen"
+
+
+def test_the_same_load_loses_answers_by_the_usual_defaults(updates: Updates) -> None:
+    update = updates.defaults
+    assert len(update.requests) >= REQUESTS
+    assert len(update.requests) > update.counts[Outcome.COMPLETE], "then the test above could not fail either"
+    assert update.counts[Outcome.ABORTED] + update.counts[Outcome.TRUNCATED] > 0, (
+        "vLLM's way of stopping is to end answers with HTTP 200"
+    )
+
+
+def test_a_killed_engine_fails_only_what_it_was_working_on(cluster: Cluster) -> None:
+    victim = cluster.models.pods[0]
+    victim.wait_ready(START_SECONDS)
+    time.sleep(cluster.dns.ttl_seconds + 5)
+    with _load(cluster, seed=3).running() as load:
+        load.wait_for(CLIENTS, LOAD_SECONDS)
+        at_work = gauge(victim.address, RUNNING)
+        killed = time.monotonic()
+        victim.crash()
+        load.wait_for(len(load.requests) + 5 * CLIENTS, LOAD_SECONDS)
+    replica = cluster.replicas_by_request()
+    failed = [request for request in load.requests if request.outcome is not Outcome.COMPLETE]
+    print(
+        f"\nSIGKILL: {len(failed)} of {len(load.requests)} requests failed, {at_work:.0f} were under way there "
+        f"({kinds(failed)})"
+    )
+    assert failed, "nobody was served by the engine that was killed"
+    for request in failed:
+        assert replica[request.id] == victim.address, f"{request} was not on the replica that died"
+        assert request.sent < killed, f"{request} came after the replica had died, when the other one could answer"
+        assert request.outcome in (Outcome.CUT, Outcome.ERROR), f"{request}: the client cannot see that"
