@@ -7,7 +7,7 @@ READY := .venv/.ready
 OVERRIDES = $(foreach pair,$(SET),--set '$(pair)')
 
 .DEFAULT_GOAL := help
-.PHONY: help up down preview status plan diff fit size fit-serving presets pin test test-engine engine-contract check format bench picture models clean requirements
+.PHONY: help up down preview status plan diff preflight fit size fit-serving presets pin test test-engine engine-contract check format bench picture models clean requirements
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-15s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -29,6 +29,9 @@ plan: $(READY) ## the report: make plan STACK=prod SET="max-model-len=32768"
 
 diff: $(READY) ## what a change means for users: make diff STACK=prod BASE=main SET="max-model-len=32768"
 	@$(RUN) -m planning diff --stack $(STACK) --base $(or $(BASE),HEAD) $(OVERRIDES)
+
+preflight: $(READY) ## what would stop a deployment, asked live: make preflight STACK=prod
+	@$(RUN) -m preflight --stack $(STACK) $(OVERRIDES)
 
 fit: $(READY) ## will a model fit: make fit ARGS="--preset qwen3-8b --gpu H100-80GB --tensor-parallel-size 1"
 	@$(RUN) -m planning fit $(ARGS)

@@ -10,13 +10,9 @@ from __future__ import annotations
 
 import argparse
 import difflib
-import json
-import os
 import re
 import sys
-import urllib.error
 import urllib.parse
-import urllib.request
 from collections.abc import Callable, Mapping
 from functools import cache
 from pathlib import Path
@@ -25,27 +21,12 @@ from typing import Any
 import yaml
 
 from planning.catalogue import PRESETS, SEVERAL_NODES
+from preflight.endpoints import HUB
+from preflight.registry import digest
+from preflight.web import LookupFailed, ask_json
 
-#: Where the Hub is; the variable is huggingface_hub's own, for mirrors.
-HUB = os.environ.get("HF_ENDPOINT", "https://huggingface.co")
-#: A repository without a host is Docker's: https://docs.docker.com/reference/cli/docker/image/pull/
-DOCKER_HUB = "registry-1.docker.io"
-TIMEOUT_SECONDS = 20
-
-#: Lists of platforms first: their digest is right on every node. https://github.com/opencontainers/image-spec
-MANIFESTS = (
-    "application/vnd.oci.image.index.v1+json",
-    "application/vnd.docker.distribution.manifest.list.v2+json",
-    "application/vnd.oci.image.manifest.v1+json",
-    "application/vnd.docker.distribution.manifest.v2+json",
-)
 _LICENCE = re.compile(r"[A-Za-z][\w.-]*")
 _COMMIT = re.compile(r"[0-9a-f]{40}")
-_DIGEST = re.compile(r"sha256:[0-9a-f]{64}")
-
-
-class LookupFailed(Exception):  # noqa: N818  it says what happened
-    """Something could not be found out; the text says what, where and why."""
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -80,8 +61,8 @@ def _model(model_id: str, hub: str) -> Mapping[str, Any]:
 
     https://huggingface.co/docs/hub/api, `/api/models/{repo_id}/revision/{revision}`; open for gated models too.
     """
-    url = f"{hub.rstrip('/')}/api/models/{urllib.parse.quote(model_id)}/revision/main"
-    body, _ = _get(url, what=model_id)
+    url = f"{hub}/api/models/{urllib.parse.quote(model_id)}/revision/main"
+    body = ask_json(url, what=model_id)
     return body if isinstance(body, Mapping) else {}
 
 
@@ -110,78 +91,6 @@ def gating(model_id: str, hub: str) -> str:
     if found not in (False, "auto", "manual"):
         raise LookupFailed(f"{model_id}: {hub} does not say whether it is gated")
     return "true" if found else "false"
-
-
-def digest(repository: str, tag: str) -> str:
-    """The digest behind a tag, by the registry's HTTP API. Raises LookupFailed.
-
-    https://github.com/opencontainers/distribution-spec, with the anonymous token that public registries hand out.
-    """
-    host, slash, name = repository.partition("/")
-    if not slash or not re.search(r"[.:]|^localhost$", host):
-        host, name = DOCKER_HUB, repository if slash else f"library/{repository}"
-    scheme = "http" if re.match(r"(localhost|127\.0\.0\.1)(:|$)", host) else "https"
-    url = f"{scheme}://{host}/v2/{name}/manifests/{tag}"
-    what = f"the digest of {repository}:{tag}"
-    accept = {"Accept": ", ".join(MANIFESTS)}
-    try:
-        _, headers = _get(url, what=what, method="HEAD", headers=accept)
-    except _Unauthorised as refused:
-        _, headers = _get(url, what=what, method="HEAD", headers=accept | _token(refused.challenge, what))
-    found = headers.get("Docker-Content-Digest", "")
-    if not _DIGEST.fullmatch(found):
-        raise LookupFailed(f"{what}: {host} answered without one")
-    return found
-
-
-class _Unauthorised(LookupFailed):
-    """401, with the challenge that says where to get a token."""
-
-    def __init__(self, text: str, challenge: str) -> None:
-        super().__init__(text)
-        self.challenge = challenge
-
-
-def _token(challenge: str, what: str) -> dict[str, str]:
-    """The header that answers `Bearer realm="...",service="...",scope="..."`."""
-    fields = dict(re.findall(r'(\w+)="([^"]*)"', challenge))
-    realm = fields.pop("realm", "")
-    if not challenge.lower().startswith("bearer ") or not realm.startswith(("https://", "http://127.0.0.1:")):
-        raise LookupFailed(f"{what}: the registry wants a sign-in that this command does not have")
-    body, _ = _get(f"{realm}?{urllib.parse.urlencode(fields)}", what=what)
-    token = (body.get("token") or body.get("access_token")) if isinstance(body, Mapping) else None
-    if not isinstance(token, str):
-        raise LookupFailed(f"{what}: {realm} gave no token")
-    return {"Authorization": f"Bearer {token}"}
-
-
-def _get(
-    url: str, *, what: str, method: str = "GET", headers: Mapping[str, str] | None = None
-) -> tuple[Any, Mapping[str, str]]:
-    """The JSON body (None without one) and the headers. Raises LookupFailed with the reason in words."""
-    request = urllib.request.Request(  # noqa: S310  https, or http to this machine: both callers see to it
-        url, method=method, headers={"User-Agent": "aks-vllm-pin", **(headers or {})}
-    )
-    try:
-        with urllib.request.urlopen(request, timeout=TIMEOUT_SECONDS) as answer:  # noqa: S310  the same request
-            text = answer.read(1 << 20)
-            return (json.loads(text) if text else None), answer.headers
-    except urllib.error.HTTPError as error:
-        reason = {
-            401: "wants a sign-in",
-            403: "refuses",
-            404: "does not know it",
-            429: "has had too many requests from this address; wait some minutes",
-        }.get(error.code, "failed")
-        text = f"{what}: {urllib.parse.urlsplit(url).netloc} {reason} (HTTP {error.code})"
-        if error.code == 401:
-            raise _Unauthorised(text, error.headers.get("WWW-Authenticate", "")) from None
-        raise LookupFailed(text) from None
-    except ValueError:
-        raise LookupFailed(f"{what}: {url} did not answer with JSON") from None
-    except OSError as error:
-        why = getattr(error, "reason", error)
-        raise LookupFailed(f"{what}: cannot reach {urllib.parse.urlsplit(url).netloc}: {why}") from None
 
 
 def _read(path: Path) -> Any:

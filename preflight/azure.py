@@ -1,0 +1,315 @@
+"""What Azure must have before the stack can be created: the checks, each a function of the plan."""
+
+from __future__ import annotations
+
+import fnmatch
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from enum import Enum
+from typing import Any
+
+from azure.core.exceptions import ResourceNotFoundError
+
+from planning import catalogue
+from planning.plan import SYSTEM_FAMILY, SYSTEM_VCPUS, StackPlan
+from preflight import needs
+from preflight.checks import Check, NotDone, Once, Result, Status
+from preflight.resource_manager import ResourceManager, asking
+
+QUOTA_PAGE = "https://portal.azure.com/#view/Microsoft_Azure_Capacity/QuotaMenuBlade/~/myQuotas"
+
+
+def checks(plan: StackPlan, azure: ResourceManager) -> list[Check]:
+    """Everything that Resource Manager is asked."""
+    existing = Once(lambda: _existing(plan, azure))
+
+    def check(name: str, find: Callable[[], Iterator[Result]]) -> Check:
+        def signed_in() -> Iterator[Result]:
+            if not azure.signed_in:
+                raise NotDone("needs the subscription: see there")
+            yield from find()
+
+        return Check(name=name, find=signed_in)
+
+    return [
+        Check(name="subscription", find=lambda: _subscription(azure)),
+        check("roles", lambda: _roles(plan, azure)),
+        check("providers", lambda: _providers(plan, azure)),
+        check("kubernetes", lambda: _kubernetes(plan, azure, existing())),
+        check("vm-sizes", lambda: _vm_sizes(plan, azure)),
+        check("quota", lambda: _quota(plan, azure, existing())),
+    ]
+
+
+def _word(value: object) -> str:
+    """Azure's own word: the clients make enumerations of those that they know."""
+    return str(value.value if isinstance(value, Enum) else value)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Existing:
+    """What an earlier update has left of this stack; nothing before the first."""
+
+    kubernetes_version: str | None  # of the control plane
+    nodes: Mapping[str, int]  # by VM size
+
+
+def _existing(plan: StackPlan, azure: ResourceManager) -> Existing:
+    group, name = plan.names.resource_group, plan.names.cluster
+    with asking(f"cluster {name}"):
+        try:
+            cluster = azure.containers.managed_clusters.get(group, name)
+            pools = list(azure.containers.agent_pools.list(group, name))
+        except ResourceNotFoundError:
+            return Existing(kubernetes_version=None, nodes={})
+        nodes: dict[str, int] = {}
+        for pool in pools:
+            size = pool.properties.vm_size.lower()
+            nodes[size] = nodes.get(size, 0) + int(pool.properties.count or 0)
+        properties = cluster.properties
+        return Existing(
+            kubernetes_version=properties.current_kubernetes_version or properties.kubernetes_version, nodes=nodes
+        )
+
+
+def _subscription(azure: ResourceManager) -> Iterator[Result]:
+    with asking("the subscription"):
+        try:
+            found = azure.subscriptions.subscriptions.get(azure.subscription)
+            name, state = found.display_name, _word(found.state)
+        except ResourceNotFoundError:
+            remedy = "Name another one in ARM_SUBSCRIPTION_ID, or sign in with an account that sees it."
+            message = f"subscription {azure.subscription} is not there for this sign-in"
+            yield Result(check="subscription", status=Status.PROBLEM, message=message, remedy=remedy)
+            return
+    message = f"{name} ({azure.subscription}) is {state}"
+    good = state == "Enabled"
+    remedy = "" if good else "Nothing can be created in it until it is Enabled: look at its billing."
+    yield Result(check="subscription", status=Status.OK if good else Status.PROBLEM, message=message, remedy=remedy)
+
+
+# Permissions.
+
+
+def _roles(plan: StackPlan, azure: ResourceManager) -> Iterator[Result]:
+    scope, principal = f"/subscriptions/{azure.subscription}", azure.principal
+    group = f"{scope}/resourceGroups/{plan.names.resource_group}"
+    client = azure.authorization
+    with asking("role assignments"):
+        assigned = list(client.role_assignments.list_for_subscription(filter=f"assignedTo('{principal}')"))
+        here = [one for one in assigned if _covers(one.scope, group)]
+        roles = {one.role_definition_id: client.role_definitions.get_by_id(one.role_definition_id) for one in here}
+        names = sorted({role.role_name for role in roles.values()})
+        conditional = any(one.condition and "roleAssignments" in one.condition for one in here)
+        lacking = [
+            action
+            for action in needs.actions(plan)
+            if not any(_grants(permission, action) for role in roles.values() for permission in role.permissions)
+        ]
+    has = f"{principal} has {', '.join(names) or 'no role'} for {plan.names.resource_group}"
+    if lacking:
+        grants = [action for action in lacking if action.startswith("Microsoft.Authorization/")]
+        role = "Role Based Access Control Administrator" if grants == lacking else "Owner"
+        where = scope if not here else "the scope that you deploy to"
+        remedy = f'Ask for it: az role assignment create --assignee {principal} --role "{role}" --scope {scope}'
+        if role == "Owner":
+            remedy += " (or Contributor with Role Based Access Control Administrator)"
+        message = f"{has}, and so lacks {len(lacking)} of {len(needs.actions(plan))} permissions at {where}: "
+        message += ", ".join(lacking[:4]) + (f" and {len(lacking) - 4} more" if len(lacking) > 4 else "")
+        yield Result(check="roles", status=Status.PROBLEM, message=message, remedy=remedy)
+        return
+    if conditional:
+        remedy = (
+            "The condition must allow Azure Kubernetes Service RBAC Cluster Admin, which the program grants to you."
+        )
+        yield Result(check="roles", status=Status.WARNING, message=f"{has}, under a condition", remedy=remedy)
+        return
+    message = f"{has}: all {len(needs.actions(plan))} permissions are there"
+    yield Result(check="roles", status=Status.OK, message=message)
+
+
+def _covers(scope: str, target: str) -> bool:
+    """Whether a grant at `scope` holds at `target`: management groups listed for a subscription are above it."""
+    if scope.lower().startswith("/providers/microsoft.management/managementgroups/"):
+        return True
+    return f"{target}/".lower().startswith(f"{scope.rstrip('/')}/".lower())
+
+
+def _grants(permission: Any, action: str) -> bool:
+    """https://learn.microsoft.com/azure/role-based-access-control/role-definitions: wildcards, case does not count."""
+
+    def matches(patterns: list[str] | None) -> bool:
+        return any(fnmatch.fnmatchcase(action.lower(), pattern.lower()) for pattern in patterns or ())
+
+    return matches(permission.actions) and not matches(permission.not_actions)
+
+
+def _providers(plan: StackPlan, azure: ResourceManager) -> Iterator[Result]:
+    client = azure.resources
+    for namespace in needs.providers(plan):
+        with asking(f"resource provider {namespace}"):
+            state = str(client.providers.get(namespace).registration_state)
+        good = state == "Registered"
+        remedy = "" if good else f"az provider register --namespace {namespace} --wait"
+        status = Status.OK if good else Status.PROBLEM
+        yield Result(check="providers", status=status, message=f"{namespace} is {state}", remedy=remedy)
+
+
+# The cluster.
+
+
+def _kubernetes(plan: StackPlan, azure: ResourceManager, existing: Existing) -> Iterator[Result]:
+    wanted, region = plan.cluster.kubernetes_version, plan.cluster.location
+    minor = ".".join(wanted.split(".")[:2])
+    with asking(f"Kubernetes versions in {region}"):
+        listed = azure.containers.managed_clusters.list_kubernetes_versions(region).values_property
+        offered = {version.version: version for version in listed}
+        patches = {patch for version in listed for patch in (version.patch_versions or {})}
+        found = offered.get(minor)
+        plans = [_word(name) for name in (found.capabilities.support_plan if found else [])]
+        preview = bool(found and found.is_preview)
+    known = ", ".join(sorted(offered, key=_by_number))
+    there = found is not None and (wanted == minor or wanted in patches)
+    latest = max(((found.patch_versions or {}) if found else {}), key=_by_number, default=wanted)
+
+    def result(status: Status, message: str, remedy: str = "") -> Result:
+        return Result(check="kubernetes", status=status, message=message, remedy=remedy)
+
+    if not there:
+        remedy = f"Set kubernetes-version to one of them, for example {max(offered, key=_by_number, default='1.36')}."
+        shown = known if found is None else ", ".join(sorted(found.patch_versions or {}, key=_by_number))
+        yield result(Status.PROBLEM, f"AKS has no {wanted} in {region}; it has {shown}", remedy)
+    elif preview:
+        yield result(Status.PROBLEM, f"{wanted} is a preview in {region}", f"AKS has {known}: take one that is not.")
+    elif "KubernetesOfficial" not in plans and plan.cluster.sku_tier != "Premium":
+        remedy = f"Set kubernetes-version to a newer one; AKS has {known}."
+        message = f"{wanted} has only long-term support in {region}, for Premium; this is {plan.cluster.sku_tier}"
+        yield result(Status.PROBLEM, message, remedy)
+    elif (has := existing.kubernetes_version) and abs(_by_number(minor)[1] - _by_number(has)[1]) > 1:
+        step = f"1.{_by_number(has)[1] + 1}"
+        message = f"the cluster has {has}, and AKS upgrades one minor version at a time: {wanted} is not the next one"
+        yield result(Status.PROBLEM, message, f"Set kubernetes-version to {step} first.")
+    elif (has := existing.kubernetes_version) and _by_number(minor)[1] < _by_number(has)[1]:
+        yield result(Status.PROBLEM, f"the cluster has {has}, and AKS does not go back", "Set it to that or later.")
+    else:
+        newest = f", which is {latest} today" if wanted == minor and not existing.kubernetes_version else ""
+        yield result(Status.OK, f"AKS has {wanted} in {region}{newest}")
+
+
+def _by_number(version: str) -> tuple[int, ...]:
+    return tuple(int(part) for part in version.split("."))
+
+
+# Machines.
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Size:
+    name: str
+    vcpus: int
+    family: str
+    nodes: int
+    pool: str
+
+
+def _sizes(plan: StackPlan) -> list[_Size]:
+    system = plan.cluster.system_pool
+    pools = [
+        _Size(
+            name=pool.vm_size,
+            vcpus=catalogue.vm_size(pool.vm_size).vcpus,
+            family=catalogue.vm_size(pool.vm_size).quota_family,
+            nodes=pool.max_count,
+            pool=pool.name,
+        )
+        for pool in plan.gpu_pools
+    ]
+    own = _Size(name=system.vm_size, vcpus=SYSTEM_VCPUS, family=SYSTEM_FAMILY, nodes=system.count, pool=system.name)
+    return [*pools, own]
+
+
+def _vm_sizes(plan: StackPlan, azure: ResourceManager) -> Iterator[Result]:
+    region = plan.cluster.location
+    with asking(f"VM sizes in {region}"):
+        listed = azure.compute.resource_skus.list(filter=f"location eq '{region}'")
+        offered = {sku.name.lower(): _offer(sku) for sku in listed if sku.resource_type == "virtualMachines"}
+    for size in _sizes(plan):
+        yield _vm_size(size, offered.get(size.name.lower()), region)
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Offer:
+    """One row of the SKU list: https://learn.microsoft.com/rest/api/compute/resource-skus/list"""
+
+    family: str
+    vcpus: int | None
+    zones: tuple[str, ...]  # open to this subscription
+    refused: str  # the reason why the whole region is closed to it; empty: it is open
+
+
+def _offer(sku: Any) -> _Offer:
+    closed, refused = set(), ""
+    for restriction in sku.restrictions or []:
+        if _word(restriction.type) == "Zone":
+            closed |= set(restriction.restriction_info.zones or [])
+        else:
+            refused = _word(restriction.reason_code)
+    zones = {zone for location in sku.location_info or [] for zone in location.zones or []}
+    capabilities = {capability.name: capability.value for capability in sku.capabilities or []}
+    vcpus = capabilities.get("vCPUs")
+    return _Offer(
+        family=str(sku.family),
+        vcpus=None if vcpus is None else int(vcpus),
+        zones=tuple(sorted(zones - closed)),
+        refused=refused,
+    )
+
+
+def _vm_size(size: _Size, offer: _Offer | None, region: str) -> Result:
+    def result(status: Status, message: str, remedy: str = "") -> Result:
+        return Result(check="vm-sizes", status=status, message=message, remedy=remedy)
+
+    elsewhere = f"az vm list-skus --size {size.name} --all --query '[].locations' shows where there is one."
+    if offer is None:
+        message = f"{size.name} (pool {size.pool}) is not offered in {region}"
+        return result(Status.PROBLEM, message, f"Set another vm-size or location: {elsewhere}")
+    if offer.refused:
+        message = f"{size.name} (pool {size.pool}) is in {region}, but not for this subscription: {offer.refused}"
+        remedy = f"Ask Azure support for access to it in {region}, or use another region: {elsewhere}"
+        return result(Status.PROBLEM, message, remedy)
+    if offer.vcpus is not None and offer.vcpus != size.vcpus:
+        message = f"{size.name} has {offer.vcpus} vCPUs in {region}, and {size.vcpus} in presets/vm-sizes.yaml"
+        return result(Status.WARNING, message, "Correct it there: quota and layout follow from it.")
+    if offer.family.lower() != size.family.lower():
+        message = f"the quota of {size.name} is counted in {offer.family}, and presets/vm-sizes.yaml says {size.family}"
+        return result(Status.WARNING, message, "Correct it there: the quota check looks at the wrong family.")
+    zones = f"in zones {', '.join(offer.zones)}" if offer.zones else "without zones"
+    return result(Status.OK, f"{size.name} (pool {size.pool}) is offered in {region} {zones}")
+
+
+def _quota(plan: StackPlan, azure: ResourceManager, existing: Existing) -> Iterator[Result]:
+    region = plan.cluster.location
+    with asking(f"quota in {region}"):
+        listed = {str(row.name.value).lower(): row for row in azure.compute.usage.list(region)}
+        used = {name: (int(row.current_value), int(row.limit)) for name, row in listed.items()}
+    if not used:
+        raise NotDone(f"quota in {region}: Azure names no family at all", "Is the region's name right?")
+    sizes = _sizes(plan)
+    families = list(dict.fromkeys(size.family for size in sizes))
+    rows = [(family, [size for size in sizes if size.family == family]) for family in families]
+    for name, members in (*rows, ("cores", sizes)):
+        current, limit = used.get(name.lower(), (0, 0))
+        needed = sum(size.nodes * size.vcpus for size in members)
+        nodes = {size.name.lower(): size for size in members}
+        has = sum(existing.nodes.get(name, 0) * size.vcpus for name, size in nodes.items())
+        more = max(0, needed - has)
+        what = " and ".join(f"{size.nodes} × {size.name}" for size in members)
+        label = "all families (cores)" if name == "cores" else name
+        message = f"{label} in {region}: {current} of {limit} vCPUs are used; the stack needs {needed} ({what})"
+        message += f", and has {min(has, needed)} of them" if has else ""
+        if current + more > limit:
+            short = current + more - limit
+            remedy = f"Ask for a limit of at least {current + more}: {QUOTA_PAGE}; or lower replicas and gpu-nodes."
+            yield Result(check="quota", status=Status.PROBLEM, message=f"{message}: {short} too few", remedy=remedy)
+        else:
+            yield Result(check="quota", status=Status.OK, message=f"{message}: enough")

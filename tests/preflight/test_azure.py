@@ -1,0 +1,409 @@
+"""What Azure is asked before a deployment: every check, when all is well, when it is not, and when nobody answers."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from azure.core.exceptions import ClientAuthenticationError
+
+from planning.command_line import planned
+from planning.plan import StackPlan
+from preflight import azure, checks, needs
+from preflight.account import Account
+from preflight.checks import Result, Status
+from preflight.resource_manager import ResourceManager
+from sandbox.__main__ import read_config
+from sandbox.azure import rules
+from sandbox.engine import record
+from tests.preflight.front import (
+    ACCESS_ADMINISTRATOR,
+    CONTRIBUTOR,
+    MALFORMED,
+    OTHER_SHAPE,
+    OWNER,
+    PRINCIPAL,
+    REGION,
+    SILENT,
+    SUBSCRIPTION,
+    Broken,
+    Front,
+    SignedIn,
+)
+
+ROOT = Path(__file__).parents[2]
+#: Check, and the questions that it asks.
+QUESTIONS = {
+    "subscription": ["subscription"],
+    "roles": ["assignments", "roles"],
+    "providers": ["providers"],
+    "kubernetes": ["cluster", "versions"],
+    "vm-sizes": ["skus"],
+    "quota": ["cluster", "usages"],
+}
+PAIRS = [(check, question) for check, questions in QUESTIONS.items() for question in questions]
+H100 = "Standard_ND96isr_H100_v5"
+
+
+@pytest.fixture(scope="module")
+def plan() -> StackPlan:
+    """One node of eight H100s and three system nodes, in production."""
+    return planned("prod", [])
+
+
+def look(front: Front, plan: StackPlan, *, arm: str = "", account: Account | None = None) -> dict[str, list[Result]]:
+    account = account or Account({"ARM_SUBSCRIPTION_ID": SUBSCRIPTION}, SignedIn())
+    manager = ResourceManager(account, arm or front.endpoints.arm)
+    found: dict[str, list[Result]] = {}
+    for result in checks.run(azure.checks(plan, manager), deadline_seconds=20):
+        found.setdefault(result.check, []).append(result)
+    return found
+
+
+def only(results: list[Result], status: Status) -> Result:
+    bad = [result for result in results if result.status is not Status.OK]
+    assert [result.status for result in bad] == [status], results
+    return bad[0]
+
+
+def test_where_all_is_well_every_check_says_so_and_nothing_is_changed(front: Front, plan: StackPlan) -> None:
+    found = look(front, plan)
+    assert list(found) == list(QUESTIONS)
+    assert {result.status for results in found.values() for result in results} == {Status.OK}
+    assert {method for method, _ in front.asked} == {"GET"}, "looking must not write"
+    assert {name for _, name in front.asked} == {question for _, question in PAIRS}
+    assert f"0 of 192 vCPUs are used; the stack needs 96 (1 × {H100}): enough" in found["quota"][0].message
+    assert "40 of 1000 vCPUs are used; the stack needs 108" in found["quota"][-1].message
+    assert found["kubernetes"][0].message == "AKS has 1.36 in eastus, which is 1.36.10 today", "10 is more than 2"
+
+
+@pytest.mark.parametrize(("check", "question"), PAIRS)
+@pytest.mark.parametrize(
+    ("broken", "words"),
+    [
+        (SILENT, "did not answer within"),
+        (Broken(401), "does not take the sign-in"),
+        (Broken(403, text='{"error": {"code": "AuthorizationFailed", "message": "no"}}'), "AuthorizationFailed"),
+        (Broken(429), "too many requests"),
+        (Broken(429, {"Retry-After": "3600"}), "too many requests"),
+        (Broken(503), "HTTP 503"),
+        (MALFORMED, "JSON"),
+        (OTHER_SHAPE, "documented form"),
+    ],
+    ids=["silent", "401", "403", "429", "429-for-an-hour", "503", "malformed", "other-shape"],
+)
+def test_what_cannot_be_found_out_is_not_done_and_hides_nothing_else(
+    front: Front, plan: StackPlan, check: str, question: str, broken: Broken, words: str
+) -> None:
+    front.broken[question] = [broken]
+    found = look(front, plan)
+    assert list(found) == list(QUESTIONS)
+    touched = {name for name, questions in QUESTIONS.items() if question in questions}
+    for name, results in found.items():
+        statuses = {result.status for result in results}
+        assert statuses == ({Status.NOT_DONE} if name in touched else {Status.OK}), (name, results)
+    said = found[check][0]
+    assert words in said.message
+    assert said.remedy, "somebody must know what to do about it"
+    assert "Traceback" not in said.message
+    assert "should not have happened" not in said.message
+
+
+@pytest.mark.parametrize("question", sorted({question for _, question in PAIRS}))
+@pytest.mark.parametrize("status", [429, 500, 503])
+def test_a_moment_of_weakness_is_tried_again(front: Front, plan: StackPlan, question: str, status: int) -> None:
+    front.broken[question] = [Broken(status, {"Retry-After": "0"}), Broken(status), *_then_well(front, question)]
+    found = look(front, plan)
+    assert {result.status for results in found.values() for result in results} == {Status.OK}
+
+
+def _then_well(front: Front, question: str) -> list[Broken]:
+    """`Front.broken` answers with its last entry for ever, so the last two are taken off by the first good answer."""
+    original = front.answer
+
+    def answer(path: str, query: dict[str, str], headers: dict[str, str]) -> tuple[str, object]:
+        if len(front.broken.get(question, [])) == 1:
+            del front.broken[question]
+        return original(path, query, headers)
+
+    front.answer = answer
+    return [Broken(418)]
+
+
+def test_an_azure_that_cannot_be_reached_is_said_of_each_check(front: Front, plan: StackPlan) -> None:
+    found = look(front, plan, arm="https://127.0.0.1:1")
+    for name in QUESTIONS:
+        assert found[name][0].status is Status.NOT_DONE
+        assert "cannot reach Azure" in found[name][0].message
+
+
+@pytest.mark.parametrize(
+    ("credential", "words"),
+    [
+        (
+            Account({"ARM_SUBSCRIPTION_ID": SUBSCRIPTION}, SignedIn(refusal=ClientAuthenticationError("Run az"))),
+            "Run az",
+        ),
+        (Account({"ARM_SUBSCRIPTION_ID": SUBSCRIPTION}, SignedIn(refusal=OSError("no route"))), "no route"),
+    ],
+    ids=["not-signed-in", "no-network"],
+)
+def test_without_a_sign_in_one_check_says_so_and_the_others_point_there(
+    front: Front, plan: StackPlan, credential: SignedIn, words: str
+) -> None:
+    found = look(front, plan, account=Account({"ARM_SUBSCRIPTION_ID": SUBSCRIPTION}, credential))
+    assert words in found["subscription"][0].message
+    assert {results[0].message for name, results in found.items() if name != "subscription"} == {
+        "needs the subscription: see there"
+    }
+    assert front.asked == []
+
+
+def test_a_token_is_asked_for_once(front: Front, plan: StackPlan) -> None:
+    credential = SignedIn()
+    look(front, plan, account=Account({"ARM_SUBSCRIPTION_ID": SUBSCRIPTION}, credential))
+    assert credential.given == 1, "each question to the Azure CLI takes a second"
+
+
+def test_a_token_without_a_name_leaves_only_the_roles_undone(front: Front, plan: StackPlan) -> None:
+    found = look(front, plan, account=Account({"ARM_SUBSCRIPTION_ID": SUBSCRIPTION}, SignedIn(claims={"upn": "x"})))
+    assert only([r for results in found.values() for r in results], Status.NOT_DONE).check == "roles"
+
+
+# Subscription.
+
+
+@pytest.mark.parametrize("state", ["Disabled", "Warned", "PastDue"])
+def test_a_subscription_that_is_not_enabled_is_a_problem(front: Front, plan: StackPlan, state: str) -> None:
+    front.state = state
+    assert f"is {state}" in only(look(front, plan)["subscription"], Status.PROBLEM).message
+
+
+def test_a_subscription_that_the_sign_in_does_not_see_is_a_problem(front: Front, plan: StackPlan) -> None:
+    front.broken["subscription"] = [Broken(404, text='{"error": {"code": "SubscriptionNotFound", "message": "no"}}')]
+    assert "ARM_SUBSCRIPTION_ID" in only(look(front, plan)["subscription"], Status.PROBLEM).remedy
+
+
+# Roles.
+
+
+@pytest.mark.parametrize(
+    ("assigned", "lacks"),
+    [
+        ([("/subscriptions/{s}", OWNER, None)], None),
+        ([("/subscriptions/{s}", CONTRIBUTOR, None), ("/subscriptions/{s}", ACCESS_ADMINISTRATOR, None)], None),
+        ([("/providers/Microsoft.Management/managementGroups/all", OWNER, None)], None),
+        ([("/subscriptions/{S}/resourcegroups/RG-AKS-VLLM-PROD", OWNER, None)], None),
+        ([("/subscriptions/{s}", CONTRIBUTOR, None)], "Microsoft.Authorization/roleAssignments/write"),
+        ([("/subscriptions/{s}", ACCESS_ADMINISTRATOR, None)], "Microsoft.ContainerService/managedClusters/write"),
+        ([("/subscriptions/{s}/resourceGroups/other", OWNER, None)], "resourceGroups/write"),
+        ([("/subscriptions/{s}/resourceGroups/rg-aks-vllm", OWNER, None)], "resourceGroups/write"),
+        ([], "and so lacks"),
+    ],
+    ids=[
+        "owner",
+        "two-roles",
+        "management-group",
+        "group",
+        "contributor",
+        "only-access",
+        "elsewhere",
+        "prefix",
+        "none",
+    ],
+)
+def test_permissions_that_the_deployer_lacks_are_named(
+    front: Front, plan: StackPlan, assigned: list[tuple[str, str, str | None]], lacks: str | None
+) -> None:
+    front.assigned = [(s.format(s=SUBSCRIPTION, S=SUBSCRIPTION.upper()), role, c) for s, role, c in assigned]
+    results = look(front, plan)["roles"]
+    if lacks is None:
+        assert {result.status for result in results} == {Status.OK}
+        return
+    problem = only(results, Status.PROBLEM)
+    assert lacks in problem.message
+    assert "az role assignment create" in problem.remedy
+    assert PRINCIPAL in problem.remedy
+
+
+def test_what_is_lacking_for_grants_alone_needs_no_owner(front: Front, plan: StackPlan) -> None:
+    front.assigned = [(f"/subscriptions/{SUBSCRIPTION}", CONTRIBUTOR, None)]
+    remedy = only(look(front, plan)["roles"], Status.PROBLEM).remedy
+    assert '"Role Based Access Control Administrator"' in remedy
+    assert "Owner" not in remedy, "the smallest role that is enough"
+
+
+def test_a_grant_under_a_condition_is_a_warning(front: Front, plan: StackPlan) -> None:
+    condition = "((!(ActionMatches{'Microsoft.Authorization/roleAssignments/write'})))"
+    front.assigned = [(f"/subscriptions/{SUBSCRIPTION}", OWNER, condition)]
+    assert "Cluster Admin" in only(look(front, plan)["roles"], Status.WARNING).remedy
+
+
+# Providers.
+
+
+@pytest.mark.parametrize("state", ["NotRegistered", "Registering", "Unregistered"])
+def test_a_provider_that_is_not_registered_comes_with_the_command(front: Front, plan: StackPlan, state: str) -> None:
+    front.unregistered["Microsoft.ContainerService"] = state
+    problem = only(look(front, plan)["providers"], Status.PROBLEM)
+    assert problem.message == f"Microsoft.ContainerService is {state}"
+    assert problem.remedy == "az provider register --namespace Microsoft.ContainerService --wait"
+
+
+# Kubernetes.
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (lambda front: front.versions.pop("1.36"), "AKS has no 1.36 in eastus; it has 1.34, 1.35"),
+        (lambda front: front.previews.add("1.36"), "is a preview"),
+        (lambda front: front.versions.update({"1.36": ["AKSLongTermSupport"]}), "only long-term support"),
+        (lambda front: _cluster(front, "1.34.9"), "one minor version at a time"),
+        (lambda front: _cluster(front, "1.37.0"), "does not go back"),
+    ],
+    ids=["gone", "preview", "long-term", "two-steps", "back"],
+)
+def test_a_kubernetes_version_that_cannot_be_had_is_a_problem(
+    front: Front, plan: StackPlan, change: Callable[[Front], object], words: str
+) -> None:
+    change(front)
+    assert words in only(look(front, plan)["kubernetes"], Status.PROBLEM).message
+
+
+@pytest.mark.parametrize(("patch", "status"), [("1.36.2", Status.OK), ("1.36.3", Status.PROBLEM)])
+def test_a_patch_version_must_be_one_that_is_offered(front: Front, patch: str, status: Status) -> None:
+    found = look(front, planned("prod", [f"kubernetes-version={patch}"]))["kubernetes"]
+    assert [result.status for result in found] == [status], found
+
+
+def test_the_next_version_of_a_cluster_is_fine(front: Front, plan: StackPlan) -> None:
+    _cluster(front, "1.35.2")
+    assert look(front, plan)["kubernetes"][0].status is Status.OK
+
+
+def _cluster(front: Front, version: str, pools: dict[str, tuple[str, int]] | None = None) -> None:
+    front.cluster = {"name": "aks-vllm-prod", "location": REGION, "properties": {"currentKubernetesVersion": version}}
+    front.pools = [
+        {"name": name, "properties": {"vmSize": size, "count": count}} for name, (size, count) in (pools or {}).items()
+    ]
+
+
+# VM sizes.
+
+
+def test_a_size_that_the_region_does_not_have_is_a_problem(front: Front, plan: StackPlan) -> None:
+    front.missing_sizes.add(H100)
+    problem = only(look(front, plan)["vm-sizes"], Status.PROBLEM)
+    assert f"{H100} (pool h100x8) is not offered in {REGION}" == problem.message
+    assert "az vm list-skus" in problem.remedy
+
+
+@pytest.mark.parametrize("reason", ["NotAvailableForSubscription", "QuotaId"])
+def test_a_size_closed_to_the_subscription_is_a_problem(front: Front, plan: StackPlan, reason: str) -> None:
+    front.restrictions[H100] = [
+        {"type": "Location", "values": [REGION], "restrictionInfo": {"locations": [REGION]}, "reasonCode": reason}
+    ]
+    assert reason in only(look(front, plan)["vm-sizes"], Status.PROBLEM).message
+
+
+def test_zones_closed_to_the_subscription_are_not_offered(front: Front, plan: StackPlan) -> None:
+    info = {"locations": [REGION], "zones": ["2"]}
+    front.restrictions[H100] = [{"type": "Zone", "values": [REGION], "restrictionInfo": info, "reasonCode": "QuotaId"}]
+    results = look(front, plan)["vm-sizes"]
+    assert {result.status for result in results} == {Status.OK}
+    assert results[0].message.endswith("in zones 1, 3")
+
+
+@pytest.mark.parametrize(("key", "value", "words"), [("vcpus", 95, "95 vCPUs"), ("quota-family", "other", "in other")])
+def test_a_catalogue_that_differs_from_azure_is_a_warning(
+    front: Front, plan: StackPlan, monkeypatch: pytest.MonkeyPatch, key: str, value: object, words: str
+) -> None:
+    from tests.preflight import front as module
+
+    sizes = {**module.vm_sizes()}
+    sizes[H100] = {**sizes[H100], key: value}
+    monkeypatch.setattr(module, "vm_sizes", lambda: sizes)
+    warning = only(look(front, plan)["vm-sizes"], Status.WARNING)
+    assert words in warning.message
+    assert "Correct it there" in warning.remedy
+
+
+# Quota.
+
+
+def test_quota_that_is_too_small_says_by_how_much_and_what_to_ask_for(front: Front, plan: StackPlan) -> None:
+    front.used["standardndsh100v5family"] = 144
+    problem = only(look(front, plan)["quota"], Status.PROBLEM)
+    assert problem.message.startswith("standardNDSH100v5Family in eastus: 144 of 192 vCPUs are used")
+    assert problem.message.endswith("48 too few")
+    assert "at least 240" in problem.remedy
+
+
+def test_the_limit_of_all_families_together_counts_too(front: Front, plan: StackPlan) -> None:
+    front.limits["cores"] = 100
+    assert only(look(front, plan)["quota"], Status.PROBLEM).message.startswith("all families (cores)")
+
+
+def test_a_family_that_azure_does_not_name_has_no_quota(
+    front: Front, plan: StackPlan, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from tests.preflight import front as module
+
+    small = {name: size for name, size in module.vm_sizes().items() if name != H100}
+    monkeypatch.setattr(module, "vm_sizes", lambda: small)
+    front.limits["standardndsh100v5family"] = 0
+    assert "0 of 0 vCPUs" in only(look(front, plan)["quota"], Status.PROBLEM).message
+
+
+def test_nodes_that_the_stack_already_has_are_not_needed_again(front: Front, plan: StackPlan) -> None:
+    front.used |= {"standardndsh100v5family": 192, "standardddsv5family": 100, "cores": 1000}
+    _cluster(front, "1.36.1", {"system": ("Standard_D4ds_v5", 3), "h100x8": (H100.upper(), 1)})
+    results = look(front, plan)["quota"]
+    assert {result.status for result in results} == {Status.OK}, "a second update of a full subscription works"
+    assert "has 96 of them" in results[0].message
+
+
+def test_only_the_nodes_that_are_new_are_counted(front: Front) -> None:
+    front.used["standardndsh100v5family"] = 150
+    _cluster(front, "1.36.1", {"h100x8": (H100, 1)})
+    grown = planned("prod", ["replicas=4"])
+    assert grown.gpu_pools[0].max_count == 2
+    assert only(look(front, grown)["quota"], Status.PROBLEM).message.endswith("has 96 of them: 54 too few")
+
+
+def test_two_pools_of_one_family_share_its_quota(front: Front, plan: StackPlan) -> None:
+    pool = plan.gpu_pools[0]
+    both = dataclasses.replace(plan, gpu_pools=(pool, dataclasses.replace(pool, name="second")))
+    front.used["standardndsh100v5family"] = 96
+    problem = only(look(front, both)["quota"], Status.PROBLEM)
+    assert "needs 192" in problem.message
+
+
+def test_the_quota_checked_is_the_quota_planned(front: Front) -> None:
+    """The report counts once, the check counts again: they must agree."""
+    for stack in ("dev", "prod", "sandbox"):
+        plan = planned(stack, [])
+        counted: dict[str, int] = {}
+        for size in azure._sizes(plan):
+            counted[size.family] = counted.get(size.family, 0) + size.nodes * size.vcpus
+        said: dict[str, int] = {}
+        for need in plan.quota:
+            said[need.family] = said.get(need.family, 0) + need.vcpus
+        assert counted == said
+
+
+# What the stack needs.
+
+
+@pytest.mark.parametrize("stack", ["dev", "prod", "sandbox"])
+def test_the_needs_are_what_the_program_declares(stack: str) -> None:
+    """Another resource in a component is another permission, and perhaps another registration."""
+    config = read_config(ROOT / f"stacks/Pulumi.{stack}.yaml", [], "hf_" + "x" * 34)
+    recording = record(ROOT, stack, config.values, config.secret_keys)
+    declared = {r.type for r in recording.registrations if r.type.startswith("azure-native:")}
+    names = {rules()["resources"][token]["arm-type"].lower() for token in declared}
+    written = {type_.replace("/subscriptions/", "/").lower() for type_ in needs.resource_types(planned(stack, []))}
+    assert written == names, "correct preflight/needs.py"

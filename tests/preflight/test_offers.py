@@ -1,0 +1,263 @@
+"""Prices, models and images: what is asked of others than Azure Resource Manager."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import stat
+from pathlib import Path
+
+import pytest
+
+from planning.command_line import planned
+from planning.plan import StackPlan
+from preflight import checks, offers
+from preflight.checks import Result, Status
+from preflight.endpoints import Endpoints
+from tests.preflight.front import DIGEST, HF_TOKEN, MALFORMED, OTHER_SHAPE, SILENT, Broken, Front
+
+GATED, OPEN = "meta-llama/Llama-3.3-70B-Instruct", "Qwen/Qwen3-8B"
+
+
+def here(plan: StackPlan, front: Front, digest: str | None = DIGEST) -> StackPlan:
+    """The plan with its images in the registry of this machine."""
+
+    def moved(image: offers.Image, name: str) -> offers.Image:
+        return dataclasses.replace(image, repository=f"{front.registry}/{name}", digest=digest)
+
+    models = tuple(dataclasses.replace(model, image=moved(model.image, "vllm")) for model in plan.models)
+    plugin = dataclasses.replace(plan.device_plugin, image=moved(plan.device_plugin.image, "plugin"))
+    return dataclasses.replace(plan, models=models, device_plugin=plugin)
+
+
+def look(front: Front, plan: StackPlan, where: Endpoints | None = None) -> dict[str, list[Result]]:
+    found: dict[str, list[Result]] = {}
+    for result in checks.run(offers.checks(plan, where or front.endpoints), deadline_seconds=20):
+        found.setdefault(result.check, []).append(result)
+    return found
+
+
+def only(results: list[Result], status: Status) -> Result:
+    bad = [result for result in results if result.status is not Status.OK]
+    assert [result.status for result in bad] == [status], results
+    return bad[0]
+
+
+@pytest.fixture
+def plan(front: Front) -> StackPlan:
+    return here(planned("prod", []), front)
+
+
+@pytest.fixture
+def token(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HF_TOKEN", HF_TOKEN)
+
+
+@pytest.mark.usefixtures("token")
+def test_where_all_is_well_every_check_says_so(front: Front, plan: StackPlan) -> None:
+    found = look(front, plan)
+    assert {result.status for results in found.values() for result in results} == {Status.OK}, found
+    assert "98.32 US dollars an hour today, as the report says" in found["price"][0].message
+    assert "for the account someone" in found["hugging-face"][0].message
+    assert {method for method, _ in front.asked} <= {"GET", "HEAD"}, "looking must not write, nor download"
+
+
+@pytest.mark.usefixtures("token")
+@pytest.mark.parametrize(
+    ("check", "question"),
+    [
+        ("price", "prices"),
+        ("hugging-face", "whoami"),
+        ("hugging-face", "model"),
+        ("images", "manifest"),
+        ("images", "registry-token"),
+    ],
+)
+@pytest.mark.parametrize(
+    ("broken", "words"),
+    [
+        (SILENT, "did not answer within"),
+        (Broken(429), "too many requests"),
+        (Broken(429, {"Retry-After": "3600"}), "too many requests"),
+        (Broken(500), "HTTP 500"),
+        (MALFORMED, ""),
+        (OTHER_SHAPE, ""),
+    ],
+    ids=["silent", "429", "429-for-an-hour", "500", "malformed", "other-shape"],
+)
+def test_what_cannot_be_found_out_is_not_done_and_hides_nothing_else(
+    front: Front, plan: StackPlan, check: str, question: str, broken: Broken, words: str
+) -> None:
+    if question == "model" and not words:
+        return  # only the status of a model's answer is looked at: any 200 says that it may be read
+    front.broken[question] = [broken]
+    found = look(front, plan)
+    assert list(found) == ["price", "hugging-face", "images"]
+    for name, results in found.items():
+        statuses = {result.status for result in results}
+        assert Status.NOT_DONE in statuses if name == check else statuses == {Status.OK}, (name, results)
+    said = next(result for result in found[check] if result.status is Status.NOT_DONE)
+    assert words in said.message
+    assert said.remedy or question in ("manifest", "registry-token")
+    assert "should not have happened" not in said.message
+
+
+@pytest.mark.usefixtures("token")
+@pytest.mark.parametrize("question", ["prices", "whoami", "model", "manifest"])
+@pytest.mark.parametrize("status", [429, 503])
+def test_a_moment_of_weakness_is_tried_again(front: Front, plan: StackPlan, question: str, status: int) -> None:
+    original, left = front.answer, [1, 1]
+
+    def answer(path: str, query: dict[str, str], headers: dict[str, str]) -> tuple[str, object]:
+        name, found = original(path, query, headers)
+        if name == question and left:
+            left.pop()
+            return name, Broken(status, {"Retry-After": "0"})
+        return name, found
+
+    front.answer = answer
+    found = look(front, plan)
+    assert {result.status for results in found.values() for result in results} == {Status.OK}, found
+    assert not left
+
+
+@pytest.mark.usefixtures("token")
+def test_what_cannot_be_reached_is_said_of_each_check(front: Front, plan: StackPlan) -> None:
+    nowhere = Endpoints(arm="", prices="http://127.0.0.1:1", hub="http://127.0.0.1:1")
+    image = dataclasses.replace(plan.device_plugin.image, repository="127.0.0.1:1/plugin")
+    plan = dataclasses.replace(plan, device_plugin=dataclasses.replace(plan.device_plugin, image=image))
+    found = look(front, plan, nowhere)
+    for name in ("price", "hugging-face", "images"):
+        bad = [result for result in found[name] if result.status is Status.NOT_DONE]
+        assert bad, found[name]
+        assert "cannot reach 127.0.0.1:1" in bad[0].message
+
+
+# Prices.
+
+
+@pytest.mark.parametrize(("price", "words"), [(105.0, "+6.8%"), (90.0, "-8.5%")])
+def test_a_price_that_has_changed_is_a_warning_with_both(
+    front: Front, plan: StackPlan, price: float, words: str
+) -> None:
+    front.price = price
+    warning = only(look(front, plan)["price"], Status.WARNING)
+    assert words in warning.message
+    assert "from the report's 98.32 of 2026-11-09" in warning.message
+    assert f"eastus: {price:g}" in warning.remedy
+
+
+def test_a_price_that_the_catalogue_lacks_is_given(front: Front) -> None:
+    plan = here(planned("prod", ["azure-native:location=swedencentral"]), front)
+    warning = only(look(front, plan)["price"], Status.WARNING)
+    assert "the report has no price" in warning.message
+    assert "swedencentral: 98.32" in warning.remedy
+
+
+def test_a_size_without_a_price_is_not_done(front: Front, plan: StackPlan) -> None:
+    front.price = None
+    assert "has none" in only(look(front, plan)["price"], Status.NOT_DONE).message
+
+
+# Models.
+
+
+def test_without_a_token_a_gated_model_is_not_done_and_the_remedy_is_there(front: Front, plan: StackPlan) -> None:
+    undone = only(look(front, plan)["hugging-face"], Status.NOT_DONE)
+    assert GATED in undone.message
+    assert "pulumi config set --secret aks-vllm:hf-token --stack prod" in undone.remedy
+    assert "whoami" not in {name for _, name in front.asked}
+
+
+@pytest.mark.usefixtures("token")
+def test_an_open_model_needs_no_token_and_gets_none(front: Front) -> None:
+    found = look(front, here(planned("dev", []), front))
+    assert len(found["hugging-face"]) == 1
+    assert OPEN in found["hugging-face"][0].message
+    assert not [sent for sent in front.headers if HF_TOKEN in str(sent)], "a token goes where it is needed only"
+
+
+@pytest.mark.usefixtures("token")
+def test_a_token_that_is_not_valid_is_a_problem(front: Front, plan: StackPlan) -> None:
+    front.token_valid = False
+    problem = next(r for r in look(front, plan)["hugging-face"] if r.status is Status.PROBLEM)
+    assert "HF_TOKEN is not valid" in problem.message
+    assert "settings/tokens" in problem.remedy
+
+
+@pytest.mark.usefixtures("token")
+def test_a_licence_that_is_not_accepted_is_a_problem(front: Front, plan: StackPlan) -> None:
+    front.licence_accepted = False
+    problem = only(look(front, plan)["hugging-face"], Status.PROBLEM)
+    assert GATED in problem.message
+    assert f"https://huggingface.co/{GATED}" in problem.remedy
+
+
+@pytest.mark.usefixtures("token")
+def test_a_commit_that_the_hub_does_not_have_is_a_problem(front: Front, plan: StackPlan) -> None:
+    gone = dataclasses.replace(plan, models=(dataclasses.replace(plan.models[0], revision="0" * 40),))
+    assert "RevisionNotFound" in only(look(front, gone)["hugging-face"], Status.PROBLEM).message
+
+
+@pytest.mark.usefixtures("token")
+def test_a_model_without_a_commit_is_a_warning(front: Front, plan: StackPlan) -> None:
+    loose = dataclasses.replace(plan, models=(dataclasses.replace(plan.models[0], revision=None),))
+    assert "make pin" in only(look(front, loose)["hugging-face"], Status.WARNING).remedy
+
+
+@pytest.mark.usefixtures("token")
+def test_models_that_are_alike_are_asked_for_once(front: Front, plan: StackPlan) -> None:
+    twice = dataclasses.replace(plan, models=(plan.models[0], dataclasses.replace(plan.models[0], name="other")))
+    look(front, twice)
+    assert [name for _, name in front.asked].count("model") == 1
+
+
+def test_the_stacks_own_token_wins_and_comes_over_a_pipe(
+    front: Front, plan: StackPlan, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    command = tmp_path / "pulumi"
+    command.write_text(f'#!/bin/sh\necho "$@" > {tmp_path}/asked\necho {HF_TOKEN}\n')
+    command.chmod(command.stat().st_mode | stat.S_IXUSR)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    monkeypatch.setenv("HF_TOKEN", "another-one")
+    found = look(front, dataclasses.replace(plan, has_hf_token=True))
+    assert "the token of stack prod is valid" in found["hugging-face"][0].message
+    assert (tmp_path / "asked").read_text().split() == [
+        *("config", "get", "aks-vllm:hf-token", "--stack", "prod", "--non-interactive")
+    ]
+
+
+def test_a_pulumi_that_cannot_decrypt_leaves_it_to_the_environment(
+    front: Front, plan: StackPlan, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    command = tmp_path / "pulumi"
+    command.write_text("#!/bin/sh\necho 'error: passphrase must be set' >&2\nexit 255\n")
+    command.chmod(command.stat().st_mode | stat.S_IXUSR)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    monkeypatch.setenv("HF_TOKEN", HF_TOKEN)
+    found = look(front, dataclasses.replace(plan, has_hf_token=True))
+    assert "the token of HF_TOKEN is valid" in found["hugging-face"][0].message
+
+
+# Images.
+
+
+def test_an_image_whose_digest_is_gone_is_a_problem(front: Front, plan: StackPlan) -> None:
+    front.digests.clear()
+    results = look(front, plan)["images"]
+    assert {result.status for result in results} == {Status.PROBLEM}
+    assert f"vllm@{DIGEST}" in results[0].message
+
+
+def test_an_image_without_a_digest_is_a_warning_with_the_one_of_today(front: Front) -> None:
+    results = look(front, here(planned("prod", []), front, digest=None))["images"]
+    assert {result.status for result in results} == {Status.WARNING}
+    assert DIGEST in results[0].message
+    assert "make pin" in results[0].remedy
+
+
+def test_a_registry_that_wants_a_sign_in_is_not_done(front: Front, plan: StackPlan) -> None:
+    front.broken["manifest"] = [Broken(401, {"WWW-Authenticate": 'Basic realm="private"'})]
+    results = look(front, plan)["images"]
+    assert {result.status for result in results} == {Status.NOT_DONE}
+    assert "wants a sign-in" in results[0].message
