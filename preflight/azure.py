@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import fnmatch
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum
 from typing import Any
@@ -11,7 +11,9 @@ from typing import Any
 from azure.core.exceptions import ResourceNotFoundError
 
 from planning import catalogue
-from planning.plan import SYSTEM_FAMILY, SYSTEM_VCPUS, StackPlan
+from planning.capacity import GpuPoolPlan
+from planning.cluster import SYSTEM_FAMILY, SYSTEM_VCPUS, SYSTEM_VM_SIZE
+from planning.plan import StackPlan
 from preflight import needs
 from preflight.checks import Check, NotDone, Once, Result, Status
 from preflight.resource_manager import ResourceManager, asking
@@ -38,6 +40,11 @@ def checks(plan: StackPlan, azure: ResourceManager) -> list[Check]:
         check("kubernetes", lambda: _kubernetes(plan, azure, existing())),
         check("vm-sizes", lambda: _vm_sizes(plan, azure)),
         check("quota", lambda: _quota(plan, azure, existing())),
+        *(
+            check("reservation", lambda: _reservations(plan, azure, existing()))
+            for _ in plan.gpu_pools[:1]
+            if any(pool.capacity_reservation_group for pool in plan.gpu_pools)
+        ),
     ]
 
 
@@ -92,40 +99,49 @@ def _subscription(azure: ResourceManager) -> Iterator[Result]:
 
 
 def _roles(plan: StackPlan, azure: ResourceManager) -> Iterator[Result]:
-    scope, principal = f"/subscriptions/{azure.subscription}", azure.principal
-    group = f"{scope}/resourceGroups/{plan.names.resource_group}"
-    client = azure.authorization
+    subscription = f"/subscriptions/{azure.subscription}"
+    group = f"{subscription}/resourceGroups/{plan.names.resource_group}"
+    # The group need not exist: what is granted for the subscription, and for a group of its name, counts.
+    yield _allowed(azure, subscription, group, needs.actions(plan))
+    for scope, actions in needs.actions_elsewhere(plan).items():
+        yield _allowed(azure, scope, scope, actions)
+
+
+def _allowed(azure: ResourceManager, listed: str, target: str, actions: Sequence[str]) -> Result:
+    """Whether the deployer may do all of this to `target`; the grants are listed for the scope `listed`."""
+    client, principal = azure.authorization, azure.principal
     with asking("role assignments"):
-        assigned = list(client.role_assignments.list_for_subscription(filter=f"assignedTo('{principal}')"))
-        here = [one for one in assigned if _covers(one.scope, group)]
+        assigned = list(client.role_assignments.list_for_scope(listed, filter=f"assignedTo('{principal}')"))
+        here = [one for one in assigned if _covers(one.scope, target)]
         roles = {one.role_definition_id: client.role_definitions.get_by_id(one.role_definition_id) for one in here}
         names = sorted({role.role_name for role in roles.values()})
         conditional = any(one.condition and "roleAssignments" in one.condition for one in here)
         lacking = [
             action
-            for action in needs.actions(plan)
+            for action in actions
             if not any(_grants(permission, action) for role in roles.values() for permission in role.permissions)
         ]
-    has = f"{principal} has {', '.join(names) or 'no role'} for {plan.names.resource_group}"
+    has = f"{principal} has {', '.join(names) or 'no role'} for {target.rsplit('/', 1)[1]}"
     if lacking:
-        grants = [action for action in lacking if action.startswith("Microsoft.Authorization/")]
-        role = "Role Based Access Control Administrator" if grants == lacking else "Owner"
-        where = scope if not here else "the scope that you deploy to"
-        remedy = f'Ask for it: az role assignment create --assignee {principal} --role "{role}" --scope {scope}'
-        if role == "Owner":
-            remedy += " (or Contributor with Role Based Access Control Administrator)"
-        message = f"{has}, and so lacks {len(lacking)} of {len(needs.actions(plan))} permissions at {where}: "
-        message += ", ".join(lacking[:4]) + (f" and {len(lacking) - 4} more" if len(lacking) > 4 else "")
-        yield Result(check="roles", status=Status.PROBLEM, message=message, remedy=remedy)
-        return
-    if conditional:
-        remedy = (
-            "The condition must allow Azure Kubernetes Service RBAC Cluster Admin, which the program grants to you."
+        return Result(
+            check="roles",
+            status=Status.PROBLEM,
+            message=f"{has}, and lacks {len(lacking)} of {len(actions)} permissions: {', '.join(lacking[:4])}"
+            + (f" and {len(lacking) - 4} more" if len(lacking) > 4 else ""),
+            remedy=_grant_command(principal, listed, lacking),
         )
-        yield Result(check="roles", status=Status.WARNING, message=f"{has}, under a condition", remedy=remedy)
-        return
-    message = f"{has}: all {len(needs.actions(plan))} permissions are there"
-    yield Result(check="roles", status=Status.OK, message=message)
+    if conditional:
+        remedy = "It must allow the roles that the program grants: see the report's role assignments in the preview."
+        return Result(check="roles", status=Status.WARNING, message=f"{has}, under a condition", remedy=remedy)
+    return Result(check="roles", status=Status.OK, message=f"{has}: all {len(actions)} permissions are there")
+
+
+def _grant_command(principal: str, scope: str, lacking: Sequence[str]) -> str:
+    """The smallest built-in role that is enough."""
+    only_grants = all(action.startswith("Microsoft.Authorization/") for action in lacking)
+    role = "Role Based Access Control Administrator" if only_grants else "Owner"
+    command = f'Ask for it: az role assignment create --assignee {principal} --role "{role}" --scope {scope}'
+    return command if only_grants else f"{command} (or Contributor and Role Based Access Control Administrator)"
 
 
 def _covers(scope: str, target: str) -> bool:
@@ -205,11 +221,15 @@ def _by_number(version: str) -> tuple[int, ...]:
 
 @dataclass(frozen=True, kw_only=True)
 class _Size:
+    """A pool's machines at its largest."""
+
     name: str
     vcpus: int
     family: str
     nodes: int
     pool: str
+    zones: tuple[str, ...]  # empty: any
+    spot: bool = False
 
 
 def _sizes(plan: StackPlan) -> list[_Size]:
@@ -220,11 +240,20 @@ def _sizes(plan: StackPlan) -> list[_Size]:
             vcpus=catalogue.vm_size(pool.vm_size).vcpus,
             family=catalogue.vm_size(pool.vm_size).quota_family,
             nodes=pool.max_count,
-            pool=pool.name,
+            pool=pool.agent_pool_name,
+            zones=pool.zones,
+            spot=pool.spot,
         )
         for pool in plan.gpu_pools
     ]
-    own = _Size(name=system.vm_size, vcpus=SYSTEM_VCPUS, family=SYSTEM_FAMILY, nodes=system.count, pool=system.name)
+    own = _Size(
+        name=system.vm_size,
+        vcpus=SYSTEM_VCPUS,
+        family=SYSTEM_FAMILY,
+        nodes=system.count,
+        pool=system.name,
+        zones=system.zones,
+    )
     return [*pools, own]
 
 
@@ -277,6 +306,11 @@ def _vm_size(size: _Size, offer: _Offer | None, region: str) -> Result:
         message = f"{size.name} (pool {size.pool}) is in {region}, but not for this subscription: {offer.refused}"
         remedy = f"Ask Azure support for access to it in {region}, or use another region: {elsewhere}"
         return result(Status.PROBLEM, message, remedy)
+    if closed := sorted(set(size.zones) - set(offer.zones)):
+        message = f"{size.name} (pool {size.pool}) is not to be had in zone {', '.join(closed)} of {region}; "
+        message += f"it is in {', '.join(offer.zones) or 'none'}"
+        what = "gpu-nodes.zones" if size.name != SYSTEM_VM_SIZE else "location"
+        return result(Status.PROBLEM, message, f"Set another {what}, or ask Azure support for access to the zone.")
     if offer.vcpus is not None and offer.vcpus != size.vcpus:
         message = f"{size.name} has {offer.vcpus} vCPUs in {region}, and {size.vcpus} in presets/vm-sizes.yaml"
         return result(Status.WARNING, message, "Correct it there: quota and layout follow from it.")
@@ -294,17 +328,19 @@ def _quota(plan: StackPlan, azure: ResourceManager, existing: Existing) -> Itera
         used = {name: (int(row.current_value), int(row.limit)) for name, row in listed.items()}
     if not used:
         raise NotDone(f"quota in {region}: Azure names no family at all", "Is the region's name right?")
-    sizes = _sizes(plan)
-    families = list(dict.fromkeys(size.family for size in sizes))
-    rows = [(family, [size for size in sizes if size.family == family]) for family in families]
-    for name, members in (*rows, ("cores", sizes)):
+    regular = [size for size in _sizes(plan) if not size.spot]
+    rows = [(family, [s for s in regular if s.family == family]) for family in dict.fromkeys(s.family for s in regular)]
+    rows.append(("cores", regular))
+    if spot := [size for size in _sizes(plan) if size.spot]:
+        rows.append(("lowPriorityCores", spot))  # spot has a quota of its own, for all families together
+    for name, members in rows:
         current, limit = used.get(name.lower(), (0, 0))
         needed = sum(size.nodes * size.vcpus for size in members)
         nodes = {size.name.lower(): size for size in members}
         has = sum(existing.nodes.get(name, 0) * size.vcpus for name, size in nodes.items())
         more = max(0, needed - has)
         what = " and ".join(f"{size.nodes} × {size.name}" for size in members)
-        label = "all families (cores)" if name == "cores" else name
+        label = {"cores": "all families (cores)", "lowPriorityCores": "spot (lowPriorityCores)"}.get(name, name)
         message = f"{label} in {region}: {current} of {limit} vCPUs are used; the stack needs {needed} ({what})"
         message += f", and has {min(has, needed)} of them" if has else ""
         if current + more > limit:
@@ -313,3 +349,51 @@ def _quota(plan: StackPlan, azure: ResourceManager, existing: Existing) -> Itera
             yield Result(check="quota", status=Status.PROBLEM, message=f"{message}: {short} too few", remedy=remedy)
         else:
             yield Result(check="quota", status=Status.OK, message=f"{message}: enough")
+
+
+# Reserved capacity.
+
+
+def _reservations(plan: StackPlan, azure: ResourceManager, existing: Existing) -> Iterator[Result]:
+    for pool in plan.gpu_pools:
+        if pool.capacity_reservation_group is not None:
+            yield _reservation(pool, pool.capacity_reservation_group, plan.cluster.location, azure, existing)
+
+
+def _reservation(pool: GpuPoolPlan, group: str, region: str, azure: ResourceManager, existing: Existing) -> Result:
+    """Whether a group (its ARM id) has room for the pool: https://learn.microsoft.com/azure/aks/use-capacity-reservation-groups"""
+
+    def result(status: Status, message: str, remedy: str = "") -> Result:
+        return Result(check="reservation", status=status, message=message, remedy=remedy)
+
+    _, _, subscription, _, resource_group, *_, name = group.split("/")
+    client = azure.compute_of(subscription)
+    with asking(f"capacity reservation group {name}"):
+        try:
+            found = client.capacity_reservation_groups.get(resource_group, name)
+        except ResourceNotFoundError:
+            remedy = "Correct gpu-nodes.capacity-reservation-group, or ask whoever owns it for Reader on it."
+            return result(Status.PROBLEM, f"capacity reservation group {name} is not there for this sign-in", remedy)
+        where = str(found.location)
+        rows = list(client.capacity_reservations.list_by_capacity_reservation_group(resource_group, name))
+        fitting = [
+            row
+            for row in rows
+            if str(row.sku.name).lower() == pool.vm_size.lower()
+            and (not pool.zones or set(row.zones or []) & set(pool.zones))
+        ]
+        reserved = sum(int(row.sku.capacity or 0) for row in fitting)
+        taken = sum(len(row.properties.virtual_machines_associated or []) for row in fitting)
+    if where != region:
+        return result(
+            Status.PROBLEM,
+            f"capacity reservation group {name} is in {where}, the stack in {region}",
+            "Set one of the two.",
+        )
+    own = min(existing.nodes.get(pool.vm_size.lower(), 0), taken)
+    message = f"{name} reserves {reserved} × {pool.vm_size}, {taken} of them taken; pool {pool.agent_pool_name} needs "
+    message += f"{pool.max_count}" + (f" and has {own}" if own else "")
+    if reserved - taken + own < pool.max_count:
+        remedy = "Azure makes the other nodes without a reservation, if it has them: raise it, or lower gpu-nodes.max."
+        return result(Status.WARNING, message, remedy)
+    return result(Status.OK, message)

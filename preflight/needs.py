@@ -2,36 +2,70 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from planning.plan import StackPlan
 
-#: Resource types that every stack declares. A test holds them against what the program registers.
+#: Resource types that every stack declares. A test holds all of them against what the program registers.
 ALWAYS = (
     "Microsoft.Resources/subscriptions/resourceGroups",
+    "Microsoft.ManagedIdentity/userAssignedIdentities",
     "Microsoft.ContainerService/managedClusters",
     "Microsoft.ContainerService/managedClusters/agentPools",
+    "Microsoft.ContainerService/managedClusters/maintenanceConfigurations",
     "Microsoft.Authorization/roleAssignments",
 )
+NETWORK = (
+    "Microsoft.Network/publicIPAddresses",
+    "Microsoft.Network/natGateways",
+    "Microsoft.Network/networkSecurityGroups",
+    "Microsoft.Network/virtualNetworks",
+)
+LOGS = ("Microsoft.OperationalInsights/workspaces", "Microsoft.Insights/diagnosticSettings")
+BUDGET = ("Microsoft.Consumption/budgets",)
 
-#: Namespaces that every subscription has: https://learn.microsoft.com/azure/azure-resource-manager/management/resource-providers-and-types
-BUILT_IN = frozenset({"Microsoft.Resources", "Microsoft.Authorization"})
+#: What is done to resources beside reading, writing and deleting them.
+OTHER_ACTIONS = (
+    "Microsoft.ContainerService/managedClusters/listClusterUserCredential/action",
+    "Microsoft.ManagedIdentity/userAssignedIdentities/assign/action",
+)
+GRANT = "Microsoft.Authorization/roleAssignments/write"
+#: Of a subnet that is not the stack's: https://learn.microsoft.com/azure/aks/concepts-identity
+JOIN = "Microsoft.Network/virtualNetworks/subnets/join/action"
 
+#: Registered in every subscription: https://learn.microsoft.com/azure/azure-resource-manager/management/resource-providers-and-types
+BUILT_IN = frozenset({"Microsoft.Resources", "Microsoft.Authorization", "Microsoft.Consumption"})
 #: AKS makes these in the node resource group, and says MissingSubscriptionRegistration where they are not registered.
 #: https://learn.microsoft.com/troubleshoot/azure/azure-kubernetes/error-codes/missingsubscriptionregistration-error
 BEHIND_AKS = ("Microsoft.Compute", "Microsoft.Network", "Microsoft.Storage")
+BEHIND_DEFENDER, BEHIND_POLICY = "Microsoft.Security", "Microsoft.PolicyInsights"
 
 
-def resource_types(_: StackPlan) -> tuple[str, ...]:
+def resource_types(plan: StackPlan) -> tuple[str, ...]:
     """The types that the stack declares."""
-    return ALWAYS
+    cluster = plan.cluster
+    return (
+        *ALWAYS,
+        *(NETWORK if cluster.network.subnet_id is None else ()),
+        *(LOGS if cluster.logs else ()),
+        *(BUDGET if cluster.budget else ()),
+    )
 
 
 def actions(plan: StackPlan) -> tuple[str, ...]:
-    """What the deployer must be allowed to do, in the words of role definitions."""
+    """What the deployer must be allowed to do in the stack's resource group, in the words of role definitions."""
     verbs = [f"{type_}/{verb}" for type_ in resource_types(plan) for verb in ("read", "write", "delete")]
-    return (*verbs, "Microsoft.ContainerService/managedClusters/listClusterUserCredential/action")
+    return (*verbs, *OTHER_ACTIONS)
+
+
+def actions_elsewhere(plan: StackPlan) -> Mapping[str, tuple[str, ...]]:
+    """The same for what is not the stack's, by its id: a subnet, a capacity reservation group."""
+    subnet = plan.cluster.network.subnet_id
+    return {grant.scope: (GRANT, JOIN) if grant.scope == subnet else (GRANT,) for grant in plan.cluster.grants}
 
 
 def providers(plan: StackPlan) -> tuple[str, ...]:
     """Namespaces that must be registered in the subscription."""
     declared = {type_.partition("/")[0] for type_ in resource_types(plan)}
-    return tuple(sorted((declared - BUILT_IN) | set(BEHIND_AKS)))
+    add_ons = {BEHIND_DEFENDER: plan.cluster.defender, BEHIND_POLICY: plan.cluster.azure_policy}
+    return tuple(sorted((declared - BUILT_IN) | {*BEHIND_AKS, *(name for name, wanted in add_ons.items() if wanted)}))

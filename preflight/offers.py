@@ -62,9 +62,13 @@ def find_token(plan: StackPlan, environment: Mapping[str, str] = os.environ) -> 
 def _prices(plan: StackPlan, endpoint: str) -> Iterator[Result]:
     for pool in plan.gpu_pools:
         vm, region = catalogue.vm_size(pool.vm_size), plan.cluster.location
-        today, known = _price(endpoint, region, vm.name), vm.price_per_hour.get(region)
-        hours = f"{pool.count} × {vm.name} in {region}: {today * pool.count:,.2f} US dollars an hour today"
-        if known is None:
+        today, known = _price(endpoint, region, vm.name, spot=pool.spot), vm.price_per_hour.get(region)
+        kind = "spot " if pool.spot else ""
+        hours = f"{pool.count} × {kind}{vm.name} in {region}: {today * pool.count:,.2f} US dollars an hour today"
+        if pool.spot:
+            listed = f"; the report counts {known * pool.count:,.2f}, which is not for spot" if known else ""
+            yield Result(check="price", status=Status.OK, message=f"{hours}{listed}")
+        elif known is None:
             remedy = f"Add {region}: {today:g} with today's date to presets/vm-sizes.yaml."
             message = f"{hours}; the report has no price for it"
             yield Result(check="price", status=Status.WARNING, message=message, remedy=remedy)
@@ -79,8 +83,8 @@ def _prices(plan: StackPlan, endpoint: str) -> Iterator[Result]:
             yield Result(check="price", status=Status.OK, message=f"{hours}, as the report says")
 
 
-def _price(endpoint: str, region: str, size: str) -> float:
-    """Pay as you go, Linux, US dollars an hour for one VM, not Spot.
+def _price(endpoint: str, region: str, size: str, *, spot: bool) -> float:
+    """Pay as you go or spot, Linux, US dollars an hour for one VM.
 
     https://learn.microsoft.com/rest/api/cost-management/retail-prices/azure-retail-prices
     """
@@ -94,7 +98,8 @@ def _price(endpoint: str, region: str, size: str) -> float:
         try:
             for item in page["Items"]:
                 words = f"{item['skuName']} {item['meterName']} {item['productName']}"
-                if item["type"] == "Consumption" and not any(w in words for w in ("Spot", "Low Priority", "Windows")):
+                other = any(word in words for word in ("Low Priority", "Windows")) or ("Spot" in words) != spot
+                if item["type"] == "Consumption" and not other:
                     found.append((str(item["effectiveStartDate"]), float(item["retailPrice"])))
             url, parameters = page["NextPageLink"], None
         except (KeyError, TypeError, ValueError):

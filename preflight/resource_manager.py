@@ -44,7 +44,8 @@ class ResourceManager:
             UserAgentPolicy("aks-vllm"),
             ContentDecodePolicy(),
             _OnlyReading(),
-            _Retries(retry_total=web.TRIES - 1, retry_backoff_factor=web.PAUSE_SECONDS),
+            # A server that is silent for so long is silent the second time too.
+            _Retries(retry_total=web.TRIES - 1, retry_read=0, retry_backoff_factor=web.PAUSE_SECONDS),
             ARMChallengeAuthenticationPolicy(self._account, SCOPE),
         ]
         transport = RequestsTransport(connection_timeout=web.TIMEOUT_SECONDS, read_timeout=web.TIMEOUT_SECONDS)
@@ -73,9 +74,13 @@ class ResourceManager:
     @property
     def compute(self) -> Any:
         """Microsoft.Compute: sizes and quota."""
+        return self.compute_of(self.subscription)
+
+    def compute_of(self, subscription: str) -> Any:
+        """The same of any subscription: a capacity reservation may be shared with this one."""
         from azure.mgmt.compute import ComputeManagementClient
 
-        return self._client(ComputeManagementClient, self.subscription)
+        return self._client(ComputeManagementClient, subscription)
 
     @property
     def containers(self) -> Any:

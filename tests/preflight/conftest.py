@@ -29,7 +29,7 @@ def front(certificates: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Front
 
 @pytest.fixture(autouse=True)
 def _impatient(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(web, "TIMEOUT_SECONDS", 0.5)
+    monkeypatch.setattr(web, "TIMEOUT_SECONDS", 15)
     monkeypatch.setattr(web, "PAUSE_SECONDS", 0.01)
     for name in ("HF_TOKEN", "ARM_SUBSCRIPTION_ID", "HTTPS_PROXY", "HTTP_PROXY", "https_proxy", "http_proxy"):
         monkeypatch.delenv(name, raising=False)

@@ -2,7 +2,7 @@
 
 The shapes are the documented ones (Microsoft Learn: Resource SKUs, Compute usages, AKS list Kubernetes versions, role
 assignments and definitions, providers, subscriptions, Azure Retail Prices; Hugging Face Hub API; OCI distribution).
-What there is comes from `sandbox/azure-rules.yaml` and `presets/vm-sizes.yaml`; tests change `Front.answers`.
+What there is comes from `sandbox/azure-rules.yaml` and `presets/vm-sizes.yaml`; tests change what a `Front` has.
 """
 
 from __future__ import annotations
@@ -57,17 +57,20 @@ class Broken:
 
 
 SILENT = Broken(text=None, status=0)
+#: Seconds that tests of it wait: busy machines need some for an answer that does come.
+PATIENCE = 2
 MALFORMED = Broken(text="<html>a proxy</html>")
 OTHER_SHAPE = Broken(text='["not", "an", "object"]')
 
 
 class Front:
-    """The servers. `answers` maps a name to a function of the path and query; `broken` to what comes first instead."""
+    """The servers. `broken` and `weak` map the name of a question to what is answered instead."""
 
     def __init__(self, certificates: Path) -> None:
         self.asked: list[tuple[str, str]] = []
         self.headers: list[dict[str, str]] = []
-        self.broken: dict[str, list[Broken]] = {}
+        self.broken: dict[str, Broken] = {}  # for ever
+        self.weak: dict[str, list[Broken]] = {}  # until they are used up
         self.assigned = [(f"/subscriptions/{SUBSCRIPTION}", OWNER, None)]
         self.used = {"cores": 40, "standardndsh100v5family": 0, "standardddsv5family": 8}
         self.limits = {"cores": 1000}
@@ -79,6 +82,8 @@ class Front:
         self.pools: list[Json] = []
         self.versions = {"1.34": ["KubernetesOfficial"], "1.35": ["KubernetesOfficial"], "1.36": ["KubernetesOfficial"]}
         self.previews: set[str] = set()
+        self.reserved: list[tuple[str, int, int, list[str]]] | None = None  # size, nodes, taken, zones
+        self.reserved_in = REGION
         self.price: float | None = 98.32
         self.licence_accepted = True
         self.token_valid = True
@@ -102,9 +107,10 @@ class Front:
         """The name of what was asked for, and the answer."""
         for pattern, name, find in self._routes():
             if match := re.fullmatch(pattern, path, re.IGNORECASE):
-                waiting = self.broken.get(name, [])
-                if waiting:
-                    return name, waiting[0] if len(waiting) == 1 else waiting.pop(0)
+                if waiting := self.weak.get(name):
+                    return name, waiting.pop(0)
+                if name in self.broken:
+                    return name, self.broken[name]
                 return name, find(*match.groups(), query=query, headers=headers)
         return "nothing", Broken(404)
 
@@ -120,9 +126,11 @@ class Front:
                 "versions",
                 self._versions,
             ),
-            (rf"{own}/providers/Microsoft.Authorization/roleAssignments", "assignments", self._assignments),
+            (r"(/.+)/providers/Microsoft.Authorization/roleAssignments", "assignments", self._assignments),
             (r".*/providers/Microsoft.Authorization/roleDefinitions/([\w-]+)", "roles", self._role),
             (rf"{own}/providers/([\w.]+)", "providers", self._provider),
+            (r".*/capacityReservationGroups/([\w-]+)", "reservation-group", self._reservation_group),
+            (r".*/capacityReservationGroups/[\w-]+/capacityReservations", "reservations", self._reservations),
             (cluster, "cluster", self._cluster),
             (rf"{cluster}/agentPools", "pools", lambda *_, **__: {"value": self.pools}),
             (r"/api/retail/prices", "prices", self._prices),
@@ -164,7 +172,7 @@ class Front:
     def _usages(self, region: str, **_: Any) -> Json:
         quota = rules()["quota"]
         families = {size["quota-family"]: quota["default"] for size in vm_sizes().values()} | quota["families"]
-        limits = {name.lower(): limit for name, limit in families.items()} | self.limits
+        limits = {name.lower(): limit for name, limit in families.items()} | {"lowprioritycores": 100} | self.limits
         return {
             "value": [
                 {
@@ -173,7 +181,11 @@ class Front:
                     "limit": limits[name.lower()],
                     "name": {"value": name, "localizedValue": f"{name} vCPUs in {region}"},
                 }
-                for name in ("cores", *families)  # as Azure spells them, which need not be as presets do
+                for name in (
+                    "cores",
+                    "lowPriorityCores",
+                    *families,
+                )
             ]
         }
 
@@ -190,7 +202,7 @@ class Front:
             ]
         }
 
-    def _assignments(self, *, query: dict[str, str], **_: Any) -> Json:
+    def _assignments(self, _scope: str, *, query: dict[str, str], **_: Any) -> Json:
         assert query["$filter"] == f"assignedTo('{PRINCIPAL}')"
         return {
             "value": [
@@ -218,6 +230,25 @@ class Front:
 
     def _cluster(self, _group: str, name: str, **_: Any) -> Json | Broken:
         return self.cluster or Broken(404, text=json.dumps({"error": {"code": "ResourceNotFound", "message": name}}))
+
+    def _reservation_group(self, name: str, **_: Any) -> Json | Broken:
+        if self.reserved is None:
+            return Broken(404, text=json.dumps({"error": {"code": "ResourceNotFound", "message": name}}))
+        return {"name": name, "location": self.reserved_in}
+
+    def _reservations(self, **_: Any) -> Json:
+        return {
+            "value": [
+                {
+                    "name": f"reservation-{number}",
+                    "location": self.reserved_in,
+                    "zones": zones,
+                    "sku": {"name": size, "capacity": capacity},
+                    "properties": {"virtualMachinesAssociated": [{"id": f"/vm/{vm}"} for vm in range(taken)]},
+                }
+                for number, (size, capacity, taken, zones) in enumerate(self.reserved or [])
+            ]
+        }
 
     # Others.
 
@@ -286,7 +317,7 @@ class _Handler(BaseHTTPRequestHandler):
         front.asked.append((self.command, name))
         front.headers.append(headers)
         if answer is SILENT:
-            front.stop_waiting.wait(5)
+            front.stop_waiting.wait(30)
             return
         answer = answer if isinstance(answer, Broken) else Broken(text=json.dumps(answer))
         body = (answer.text or "").encode()
