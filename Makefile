@@ -51,7 +51,7 @@ pin: $(READY) ## fill unknown revisions and digests, online: make pin PRESET=qwe
 test: $(READY) ## all tests; the first run builds the control plane, about ten minutes on two cores
 	@$(RUN) -m pytest --numprocesses 2 --dist loadfile -m "not engine" $(ARGS)
 
-test-engine: $(READY) ## the plan against vLLM's own code on the CPU: 6 GB and half an hour the first time
+test-engine: $(READY) ## the plan against vLLM's own code on the CPU: 6 GB and a quarter of an hour the first time
 	@$(RUN) -m pytest -m engine -s $(or $(ARGS),tests/engine tests/serving)
 
 engine-contract: $(READY) ## make the folder of a vLLM from its own code: make engine-contract VERSION=0.33.0

@@ -11,9 +11,11 @@ from bench.measure import ROOT
 
 COUNTS = {
     "KV cache: cases that differ from vLLM's own code": r"KV cache: (?P<good>\d+) of (?P<all>\d+) cases equal.*?"
-    r"(?P<other>\d+) that vLLM refuses",
+    r"(?P<other>\d+) that vLLM refuses in the format of the weights, (?P<idle>\d+) that",
     "weights: builds off by more than 0.5 %": r"Weights: (?P<good>\d+) within .*?(?P<bad>\d+) off",
     "layouts that vLLM refuses and the plan takes": r"refuses: (?P<good>\d+) refused by the plan, (?P<bad>\d+) planned",
+    "deployable configurations that vLLM's engine refuses": r"Configurations: (?P<good>\d+) plans .*?"
+    r"(?P<bad>\d+) refused by vLLM",
     "accepted options that vLLM's parser refuses": r"Options: (?P<good>\d+) accepted mappings, (?P<bad>\d+) of them",
 }
 
@@ -33,7 +35,7 @@ def figures() -> list[Figure]:
         if match is None:
             raise RuntimeError(f"make test-engine printed no count for: {what}")
         counts = {name: int(number) for name, number in match.groupdict().items()}
-        bad = counts["bad"] if "bad" in counts else counts["all"] - counts["good"] - counts["other"]
+        bad = counts["bad"] if "bad" in counts else counts["all"] - counts["good"] - counts["other"] - counts["idle"]
         how = "make bench ARGS=engine"
         found.append(Figure(what=what, command=how, value=bad, limit=0, unit="", detail=f"{counts['good']} the same"))
     return found

@@ -119,10 +119,10 @@ def check(options: Mapping[str, object], *, prefix: str, source: str) -> tuple[P
 def _broken(rule: Mapping[str, Any], chosen: Mapping[str, Any], written: Collection[str]) -> str:
     """How a rule about two options is broken; empty if it is not. An option that is off counts as absent."""
     value = chosen[rule["option"]]
+    if "never" in rule:
+        return "" if value is False or not _is(value, rule.get("value", value)) else rule["never"]
     if not (_is(value, rule["value"]) if "value" in rule else value):
         return ""
-    if "never" in rule:
-        return rule["never"]
     if other := rule.get("needs"):
         there, known = chosen.get(other), other not in written or other in chosen
         if known and not (_is(there, rule["being"]) if "being" in rule else there):
@@ -140,6 +140,7 @@ def _is(value: object, wanted: object) -> bool:
 _FEATURES: Mapping[str, Callable[[Architecture], bool]] = {
     "experts": lambda model: model.experts > 0,
     "an encoder": lambda model: bool(model.encoder),
+    "quantised weights": lambda model: bool(model.quantization),
     "layers with a state": lambda model: any(cache.kind == "state" for cache in model.caches),
 }
 
@@ -155,9 +156,13 @@ def check_planned(
         value = options.get(key)
         problems.append(Problem(key=f"{prefix}.{key}", value=value, limit=limit, source=source, remedy=remedy))
 
-    for name, feature in rules["models"].items():
-        if options.get(name) and not _FEATURES[feature](architecture):
-            refuse(name, f"needs a model with {feature}, and this one has none", "delete the line")
+    for rule in rules["models"]:
+        value = options.get(rule["option"])
+        if value is None or not (_is(value, rule["value"]) if "value" in rule else value):
+            continue
+        word, feature = next((word, rule[word]) for word in ("needs", "excludes") if word in rule)
+        if _FEATURES[feature](architecture) == (word == "excludes"):
+            refuse(rule["option"], f"{word} a model with {feature}", "delete the line")
     known = {**options, **{name: getattr(memory, field) for name, field in _DECIDED.items()}}
     for rule in rules["compared"]:
         where = rule.get("where", {})
@@ -170,6 +175,10 @@ def check_planned(
             key = rule["option"] if rule["option"] in options else next(iter(where))
             shown = f"{other}, {limit}" if isinstance(other, str) else other
             refuse(key, f"needs {rule['option']} ({value}) to be {word.replace('-', ' ')} {shown}", rule["remedy"])
+    kept, dtype = options.get("kv-cache-dtype"), options.get("dtype", "auto")
+    own = architecture.dtype if dtype == "auto" else _DTYPES.get(dtype, dtype)
+    if kept in _DTYPES.values() and kept != own:
+        refuse("kv-cache-dtype", f"is neither {own}, as the model, nor 8 bits", "delete the line")
     asked = options.get("quantization")
     if asked and architecture.quantization:
         refuse("quantization", f"is a second one: the checkpoint is in {architecture.quantization}", "delete the line")
@@ -177,6 +186,9 @@ def check_planned(
         refuse("quantization", "needs a checkpoint in that format", f"use one of {', '.join(rules['at-load'])}")
     return tuple(problems)
 
+
+#: Short names of dtypes -> their own.
+_DTYPES = {"half": "float16", "bfloat16": "bfloat16"}
 
 #: Options that are decided by now, as given or by default -> field of the memory plan.
 _DECIDED = {

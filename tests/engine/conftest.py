@@ -43,7 +43,7 @@ def ask_vllm(vllm_environment: Path) -> Callable[[str, Any], Any]:
 
 @pytest.fixture(scope="session")
 def ground_truth(vllm_environment: Path) -> dict[str, Any]:
-    """What vLLM makes of every model; computed once in about fifteen minutes, then read from the cache."""
+    """What vLLM makes of every model; computed once in about eight minutes of two cores, then read from the cache."""
     printed = subprocess.run(
         environment.command(vllm_environment, str(HERE / "ground_truth.py"), str(vllm_environment)),
         env=environment.variables(vllm_environment),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import random
 import subprocess
 import sys
 from pathlib import Path
@@ -11,6 +12,7 @@ from typing import Any
 import pytest
 
 from planning.__main__ import FIT_KEYS, main
+from tests import hf_configs
 
 ROOT = Path(__file__).parents[2]
 FIT = ["fit", "--preset", "llama-3.3-70b-instruct", "--tensor-parallel-size", "4"]
@@ -88,6 +90,33 @@ def test_fit_takes_measured_numbers_in_place_of_its_own(capsys: Captured) -> Non
     assert (document["available_kv_gib"], document["weights_gib"]) == (10.0, 20.0)
 
 
+EXPERTS = ["fit", "--preset", "qwen3-30b-a3b", "--tensor-parallel-size", "8"]
+GIB = 1 << 30
+
+
+def test_fit_deals_out_experts_as_vllm_does(capsys: Captured) -> None:
+    _, document = answer(capsys, *EXPERTS, "--enable-expert-parallel")
+    theirs = 7_680_585_728 + 10_511_104  # bytes of parameters and buffers of vLLM 0.33.0's own model
+    assert document["weights_gib"] * GIB == pytest.approx(theirs, rel=1e-4)
+
+
+def test_fit_divides_copies_of_the_cache_as_vllm_does(capsys: Captured) -> None:
+    given = ["--available-kv-gib", str(32_224_600_398 / GIB), "--max-model-len", "40960"]
+    _, document = answer(capsys, *EXPERTS, *given, "--decode-context-parallel-size", "2")
+    theirs = (2_622_432, 64.02421875, 40_960)  # of vLLM 0.33.0's own planner
+    assert (document["kv_cache_tokens"], document["max_concurrency"], document["longest_max_model_len"]) == theirs
+
+
+def test_a_cache_without_copies_and_a_model_without_experts_are_told(capsys: Captured) -> None:
+    for words, flag in ((["--enable-expert-parallel"], "--enable-expert-parallel"), (DCP, DCP[0])):
+        code, document = answer(capsys, *FIT, *words)
+        assert code == 2
+        assert flag in document["error"]
+
+
+DCP = ["--decode-context-parallel-size", "2"]
+
+
 @pytest.mark.parametrize(
     "words",
     [
@@ -98,6 +127,7 @@ def test_fit_takes_measured_numbers_in_place_of_its_own(capsys: Captured) -> Non
         [*FIT, "--tensor-parallel-size", "3"],
         [*FIT, "--tensor-parallel-size", "many"],
         [*FIT, "--gpu-memory-gib", "nan"],
+        [*FIT, "--available-kv-gib", "1e300"],
         [*FIT, "--gpu-memory-utilization", "7"],
         [*FIT, "--max-model-len", "0"],
         [*FIT, "--kv-cache-dtype", "int3"],
@@ -123,6 +153,47 @@ def test_a_config_that_cannot_be_planned_is_told_and_never_guessed(
     code, document = answer(capsys, "fit", "--config", str(config), "--tensor-parallel-size", "1")
     assert code == 2
     assert document["error"]
+
+
+ODD = (None, 0, -1, 3, 1.5, "x", "", True, [], {}, [None], ["a"], {"a": 1}, 10**9, 10**400, float("inf"), "\ud800")
+
+
+def _damaged(config: dict[str, Any], chance: random.Random) -> dict[str, Any]:
+    """A config with some field gone, of another kind, or cut in half, at any depth."""
+    config = json.loads(json.dumps(config))
+    for _ in range(chance.randint(1, 3)):
+        place = config
+        while True:
+            key = chance.choice(sorted(place))
+            if not isinstance(place[key], dict) or not place[key] or chance.random() < 0.3:
+                break
+            place = place[key]
+        if chance.random() < 0.3:
+            del place[key]
+        elif isinstance(place[key], (list, str)) and chance.random() < 0.3:
+            place[key] = place[key][: len(place[key]) // 2]
+        else:
+            place[key] = chance.choice(ODD)
+        if not config:
+            break
+    return config
+
+
+def test_a_damaged_config_of_any_model_is_planned_or_told(capsys: Captured, tmp_path: Path) -> None:
+    chance = random.Random(4)  # noqa: S311  repeatable on purpose
+    codes = {0: 0, 2: 0}
+    for name in hf_configs.names():
+        for _ in range(3):
+            config = tmp_path / "config.json"
+            config.write_text(json.dumps(_damaged(hf_configs.load(name)[0], chance)))
+            tensor = chance.choice(["1", "2", "8", "64", "0", str(10**30)])
+            length = chance.choice(["1", "4096", "0", str(10**21)])
+            flags = ["--tensor-parallel-size", tensor, "--max-model-len", length]
+            flags += chance.choice([[], ["--enable-expert-parallel"], ["--pipeline-parallel-size", "3"], DCP])
+            code, document = answer(capsys, "fit", "--config", str(config), *flags)
+            codes[code] += 1
+            assert code == 0 or document["error"]
+    assert min(codes.values()) > 10, "some of either, or the damage says nothing"
 
 
 def test_presets_are_listed_with_what_a_choice_needs(capsys: Captured) -> None:

@@ -54,15 +54,18 @@ def test_no_removed_option_is_one_that_this_version_has() -> None:
     assert not set(RULES["removed"]) & set(SPELLINGS), "people would be told to delete what works"
 
 
-@pytest.mark.parametrize("rules", ["reserved", "values", "models", "not-modelled", "caution"])
+@pytest.mark.parametrize("rules", ["reserved", "values", "not-modelled", "caution"])
 def test_rules_speak_of_options_that_exist(rules: str) -> None:
     assert set(RULES[rules]) <= set(ARGUMENTS), "a rule with a misspelt name does nothing"
 
 
 def test_pairs_speak_of_options_that_exist() -> None:
-    rules, keys = [*RULES["together"], *RULES["compared"]], ("option", "needs", "excludes", "at-most", "at-least")
+    rules, keys = (
+        [*RULES["together"], *RULES["compared"], *RULES["models"]],
+        ("option", "needs", "excludes", "at-most", "at-least"),
+    )
     named = {rule[key] for rule in rules for key in keys if isinstance(rule.get(key), str)}
-    assert named <= set(ARGUMENTS)
+    assert named - set(engine._FEATURES) <= set(ARGUMENTS)
     assert {name for rule in RULES["compared"] for name in rule.get("where", ())} <= set(ARGUMENTS)
 
 
@@ -124,6 +127,7 @@ def test_every_reserved_option_is_refused_whatever_its_value(name: str) -> None:
         ({"enforce-eager": "yes"}, "must be true or false", "enforce-eager: true"),
         ({"chat-template": "--"}, "ends the options", "write a value"),
         ({"dtype": "bf16"}, "must be one of auto, bfloat16", "bfloat16"),
+        ({"quantization-config": {}}, "says nothing", "moe"),
         ({"tool-call-parser": "llama"}, "none of the 58 values", "llama3_json"),
         ({"hf-overrides": [1, "x"]}, "must be a map", "key: value"),
         ({"compilation-config": 3}, "must be a map", "key: value"),
@@ -155,6 +159,45 @@ def test_what_vllm_would_refuse_is_refused_in_words(options: dict[str, Any], lim
     problem = _one(options)
     assert limit in problem.limit
     assert remedy in problem.remedy
+
+
+@pytest.mark.parametrize(
+    ("options", "limit"),
+    [
+        ({"max-num-active-seqs": 1025}, "max-num-active-seqs (1025) to be at most max-num-seqs, 1024"),
+        ({"long-prefill-token-threshold": 16385}, "at most max-model-len, 16384"),
+        ({"enable-chunked-prefill": False}, "max-num-batched-tokens (8192) to be at least max-model-len, 16384"),
+        ({"mm-tensor-ipc": "torch_shm"}, "tensor-parallel-size (4) to be at most 1"),
+        ({"offload-group-size": 2, "offload-num-in-group": 3}, "at most offload-group-size, 2"),
+        ({"default-mm-loras": {"image": "/a"}}, "needs a model with an encoder"),
+        ({"enable-return-routed-experts": True}, "needs a model with experts"),
+        ({"kv-cache-dtype": "float16"}, "is neither bfloat16, as the model, nor 8 bits"),
+        ({"quantization": "awq"}, "needs a checkpoint in that format"),
+    ],
+    ids=str,
+)
+def test_what_the_model_or_the_plan_excludes_is_refused(options: dict[str, Any], limit: str) -> None:
+    assert _check(options) == ()
+    (problem,) = engine.check_planned(
+        engine.normalise(options), architecture=PRESET.architecture, memory=MEMORY, prefix="vllm", source="x"
+    )
+    assert limit in problem.limit
+    assert problem.key.removeprefix("vllm.") in options, "the line that can be changed"
+
+
+def test_what_is_within_the_plan_passes() -> None:
+    options = {"max-num-active-seqs": 1024, "long-prefill-token-threshold": 16384, "quantization": "fp8"}
+    fits = {"architecture": PRESET.architecture, "memory": MEMORY, "prefix": "vllm", "source": "x"}
+    assert engine.check_planned(options, **fits) == ()
+    states = catalogue.preset("qwen3.5-27b").architecture
+    problems = engine.check_planned({"enable-chunked-prefill": False}, **{**fits, "architecture": states})
+    assert "excludes a model with layers with a state" in {problem.limit for problem in problems}
+
+
+def test_what_vllm_takes_leave_of_is_noted() -> None:
+    (finding,) = engine.findings({"disable-cascade-attn": True}, "chat")
+    assert finding.severity is Severity.NOTE
+    assert "deprecated" in finding.message
 
 
 def test_every_problem_is_told_at_once_under_the_key_as_written() -> None:
@@ -320,7 +363,7 @@ def test_few_of_the_options_of_the_property_are_refused() -> None:
         row = engine._row(name)
         value = row["choices"][0] if "choices" in row else row.get("example", plain.get(row["kind"], "x"))
         refused += [problem.key for problem in _check({name: [value] if row.get("many") else value})]
-    known = {rule["option"] for rule in RULES["together"]} | {n for n, row in ARGUMENTS.items() if "required" in row}
+    known = {rule["option"] for rule in RULES["together"]} | {n for n in ARGUMENTS if "required" in engine._row(n)}
     assert set(refused) <= {f"aks-vllm:vllm.{name}" for name in known}
 
 
