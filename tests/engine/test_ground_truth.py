@@ -96,7 +96,7 @@ def _in_another_format(case: dict[str, Any]) -> bool:
 
 
 def _deals_out_nothing(architecture: Architecture, case: dict[str, Any]) -> bool:
-    """vLLM takes the option for Nemotron-H without experts, whose config class counts some; the plan says it is idle."""
+    """vLLM takes the option for a Nemotron-H without experts, whose config class counts some; the plan refuses it."""
     return bool(case.get("enable_expert_parallel")) and not architecture.experts
 
 

@@ -15,6 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from planning import catalogue, engine, startup
+from planning.architecture import Architecture
 from planning.findings import Problem, Severity
 from tests.serve_words import LAYOUT, MEMORY, PRESET, VM, words
 
@@ -161,6 +162,10 @@ def test_what_vllm_would_refuse_is_refused_in_words(options: dict[str, Any], lim
     assert remedy in problem.remedy
 
 
+def _check_planned(options: Mapping[str, Any], model: Architecture = PRESET.architecture) -> tuple[Problem, ...]:
+    return engine.check_planned(engine.normalise(options), architecture=model, memory=MEMORY, prefix="vllm", source="x")
+
+
 @pytest.mark.parametrize(
     ("options", "limit"),
     [
@@ -178,20 +183,17 @@ def test_what_vllm_would_refuse_is_refused_in_words(options: dict[str, Any], lim
 )
 def test_what_the_model_or_the_plan_excludes_is_refused(options: dict[str, Any], limit: str) -> None:
     assert _check(options) == ()
-    (problem,) = engine.check_planned(
-        engine.normalise(options), architecture=PRESET.architecture, memory=MEMORY, prefix="vllm", source="x"
-    )
+    (problem,) = _check_planned(options)
     assert limit in problem.limit
     assert problem.key.removeprefix("vllm.") in options, "the line that can be changed"
 
 
 def test_what_is_within_the_plan_passes() -> None:
     options = {"max-num-active-seqs": 1024, "long-prefill-token-threshold": 16384, "quantization": "fp8"}
-    fits = {"architecture": PRESET.architecture, "memory": MEMORY, "prefix": "vllm", "source": "x"}
-    assert engine.check_planned(options, **fits) == ()
+    assert _check_planned(options) == ()
     states = catalogue.preset("qwen3.5-27b").architecture
-    problems = engine.check_planned({"enable-chunked-prefill": False}, **{**fits, "architecture": states})
-    assert "excludes a model with layers with a state" in {problem.limit for problem in problems}
+    limits = {problem.limit for problem in _check_planned({"enable-chunked-prefill": False}, states)}
+    assert "excludes a model with layers with a state" in limits
 
 
 def test_what_vllm_takes_leave_of_is_noted() -> None:
