@@ -48,7 +48,8 @@ ClusterCare("cluster-care", ClusterCareArgs(plan=plan.cluster, names=plan.names,
 access = KubernetesAccess("access", KubernetesAccessArgs(plan=plan.cluster, cluster=cluster, pools=pools))
 GpuRuntime("gpu-runtime", plan.device_plugin, access.in_cluster)
 token = pulumi.Config().get_secret("hf-token") if plan.needs_hf_token else None
-models = ModelAccess("models", ModelAccessArgs(namespace=plan.namespace, hf_token=token), access.in_cluster)
+shared = ModelAccessArgs(namespace=plan.namespace, priorities=plan.priorities, hf_token=token)
+models = ModelAccess("models", shared, access.in_cluster)
 for model in plan.models:
     ModelServer(model.name, ModelServerArgs(plan=model, access=models), access.in_cluster)
 edge = Edge("edge", EdgeArgs(plan=plan.edge, access=models), access.in_cluster)

@@ -212,6 +212,8 @@ def _autoscaler(plan: ClusterPlan) -> containerservice.ManagedClusterPropertiesA
     return containerservice.ManagedClusterPropertiesAutoScalerProfileArgs(
         # GPU nodes need longer than the default 15 minutes; the autoscaler would give them up and start again.
         max_node_provision_time=f"{plan.max_node_provision_minutes}m",
+        # It kills what is left of a node's pods after that, answers under way included. A string in the API.
+        max_graceful_termination_sec=str(plan.max_graceful_termination_seconds),
         # Every model pod has emptyDir volumes, which by default keep an idle GPU node for ever. A string in the API.
         skip_nodes_with_local_storage="false",
     )

@@ -2,24 +2,29 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass
 
 import pulumi
-from pulumi_kubernetes import core, meta
+from pulumi_kubernetes import core, meta, scheduling
+
+from planning.plan import Priority
 
 
 @dataclass(frozen=True, kw_only=True)
 class ModelAccessArgs:
-    """The models' namespace, and the token if a gated model is served; always a secret, never in the plan."""
+    """The models' namespace and priorities, and the token if a gated model is served: a secret, never in the plan."""
 
     namespace: str
+    priorities: Collection[Priority]
     hf_token: pulumi.Output[str] | None
 
 
 class ModelAccess(pulumi.ComponentResource):
-    """The models' namespace and, for gated models, the Secret that their init containers read."""
+    """The models' namespace, their priorities and, for gated models, the Secret that their init containers read."""
 
     namespace: pulumi.Output[str]
+    priority_classes: list[scheduling.v1.PriorityClass]
     token_secret: pulumi.Output[str] | None
 
     def __init__(self, name: str, args: ModelAccessArgs, opts: pulumi.ResourceOptions | None = None) -> None:
@@ -36,6 +41,16 @@ class ModelAccess(pulumi.ComponentResource):
             opts=pulumi.ResourceOptions(parent=self),
         )
         self.namespace = namespace.metadata.name
+        self.priority_classes = [
+            scheduling.v1.PriorityClass(
+                f"{name}-priority-{priority.name}",
+                metadata=meta.v1.ObjectMetaArgs(name=priority.name, labels=labels),
+                value=priority.value,
+                description="Replicas of models; a larger one goes before a smaller one where they share nodes.",
+                opts=pulumi.ResourceOptions(parent=self),
+            )
+            for priority in args.priorities
+        ]
         self.token_secret = None
         if args.hf_token is not None:
             secret = core.v1.Secret(

@@ -7,6 +7,8 @@ from collections.abc import Mapping
 import pulumi
 from pulumi_kubernetes import core, meta
 
+from planning.capacity import POOL_LABEL
+from planning.placement import Way
 from planning.plan import ModelPlan
 
 #: The user of the vLLM image (vllm-project/vllm#40275): 2000, in group root as arbitrary-uid images are.
@@ -15,6 +17,8 @@ HOME = "/home/vllm"
 WEIGHTS = "/models"
 TOKEN_DIRECTORY = "/var/run/secrets/huggingface"  # noqa: S105  a path, not a token
 HTTP = "http"  # the named port
+#: The label of every model's pods; with the model's name beside it, that of one model's.
+MODEL = {"app.kubernetes.io/name": "vllm"}
 
 
 def pod(plan: ModelPlan, selector: Mapping[str, str], token_secret: pulumi.Output[str] | None) -> core.v1.PodSpecArgs:
@@ -26,15 +30,9 @@ def pod(plan: ModelPlan, selector: Mapping[str, str], token_secret: pulumi.Outpu
         enable_service_links=False,
         node_selector=plan.node_selector,
         tolerations=[core.v1.TolerationArgs(key=key, operator="Exists") for key in plan.tolerated_taints],
-        topology_spread_constraints=[
-            core.v1.TopologySpreadConstraintArgs(
-                topology_key="kubernetes.io/hostname",
-                max_skew=1,
-                # Never DoNotSchedule: on a one-node pool the replicas share that node.
-                when_unsatisfiable="ScheduleAnyway",
-                label_selector=meta.v1.LabelSelectorArgs(match_labels=selector),
-            )
-        ],
+        affinity=_affinity(plan),
+        topology_spread_constraints=[_spread(plan, selector)],
+        priority_class_name=plan.priority.name,
         termination_grace_period_seconds=plan.rollout.termination_grace_seconds,
         security_context=core.v1.PodSecurityContextArgs(
             run_as_non_root=True,
@@ -47,6 +45,35 @@ def pod(plan: ModelPlan, selector: Mapping[str, str], token_secret: pulumi.Outpu
         init_containers=[_download(plan, token_secret)],
         containers=[_server(plan)],
         volumes=_volumes(plan, token_secret),
+    )
+
+
+def _spread(plan: ModelPlan, selector: Mapping[str, str]) -> core.v1.TopologySpreadConstraintArgs:
+    """Replicas of a model on different nodes, as far as the plan says."""
+    # Where replicas fill nodes up, a rule about the whole pool, which is always kept: without any, the scheduler's own
+    # would spread them.
+    per_node = plan.way is not Way.LARGEST_FIRST
+    return core.v1.TopologySpreadConstraintArgs(
+        topology_key="kubernetes.io/hostname" if per_node else POOL_LABEL,
+        max_skew=1,
+        # A model alone in its pool may go wherever there is room. Beside others it waits for its own place, also while
+        # its node is drained: cordoned nodes count.
+        when_unsatisfiable="DoNotSchedule" if plan.way is Way.EVENLY else "ScheduleAnyway",
+        label_selector=meta.v1.LabelSelectorArgs(match_labels=selector),
+    )
+
+
+def _affinity(plan: ModelPlan) -> core.v1.AffinityArgs | None:
+    """Where replicas fill nodes up, the fullest node with room is preferred: whole nodes stay free for larger ones."""
+    if plan.way is not Way.LARGEST_FIRST:
+        return None
+    others = core.v1.PodAffinityTermArgs(
+        topology_key="kubernetes.io/hostname",
+        label_selector=meta.v1.LabelSelectorArgs(match_labels=MODEL),
+    )
+    preferred = core.v1.WeightedPodAffinityTermArgs(weight=100, pod_affinity_term=others)
+    return core.v1.AffinityArgs(
+        pod_affinity=core.v1.PodAffinityArgs(preferred_during_scheduling_ignored_during_execution=[preferred])
     )
 
 

@@ -8,7 +8,7 @@ import pulumi
 from pulumi_kubernetes import apps, core, meta, policy
 
 from components.model_access import ModelAccess
-from components.model_pod import HTTP, pod
+from components.model_pod import HTTP, MODEL, pod
 from planning.plan import ModelPlan
 
 
@@ -27,8 +27,8 @@ class ModelServer(pulumi.ComponentResource):
         super().__init__("aks-vllm:index:ModelServer", name, None, opts)
         plan = args.plan
         # Two labels that never change: a Deployment's selector is immutable, so a third would replace every replica.
-        selector = {"app.kubernetes.io/name": "vllm", "app.kubernetes.io/instance": plan.name}
-        labels = {**selector, "app.kubernetes.io/managed-by": "pulumi"}
+        selector = {**MODEL, "app.kubernetes.io/instance": plan.name}
+        labels = {**selector, "app.kubernetes.io/part-of": "aks-vllm", "app.kubernetes.io/managed-by": "pulumi"}
         metadata = meta.v1.ObjectMetaArgs(name=plan.name, namespace=args.access.namespace, labels=labels)
         # Longer than the Deployment's own progress deadline, so that Kubernetes' reason is reported, not a timeout.
         limit = f"{plan.startup.pulumi_timeout_minutes}m"
@@ -46,6 +46,9 @@ class ModelServer(pulumi.ComponentResource):
             spec=policy.v1.PodDisruptionBudgetSpecArgs(
                 selector=meta.v1.LabelSelectorArgs(match_labels=selector),
                 max_unavailable=plan.rollout.pdb_max_unavailable,
+                # A replica that does not serve is lost to nobody: without this, one that never becomes ready would
+                # keep its node from being updated.
+                unhealthy_pod_eviction_policy="AlwaysAllow",
             ),
             opts=pulumi.ResourceOptions(parent=self),
         )
@@ -67,7 +70,9 @@ class ModelServer(pulumi.ComponentResource):
                     spec=pod(plan, selector, args.access.token_secret if plan.preset.gated else None),
                 ),
             ),
-            opts=pulumi.ResourceOptions(parent=self, depends_on=[account, budget], custom_timeouts=timeouts),
+            opts=pulumi.ResourceOptions(
+                parent=self, depends_on=[account, budget, *args.access.priority_classes], custom_timeouts=timeouts
+            ),
         )
         # Headless: its name stands for the ready replicas themselves, and the edge chooses among them.
         core.v1.Service(

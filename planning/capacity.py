@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING
 from planning import catalogue
 from planning.catalogue import VmSize
 from planning.findings import Finding, Severity
-from planning.parallelism import Layout, LayoutError, sizes_that_hold
+from planning.parallelism import LayoutError, sizes_that_hold
+from planning.placement import Demand, nodes_needed
 
 if TYPE_CHECKING:
     from planning.settings import GpuNodes
@@ -88,7 +89,7 @@ class CostPlan:
 
 def gpu_pool(
     vm: VmSize,
-    layouts: Sequence[Layout],
+    demands: Sequence[Demand],
     *,
     nodes: GpuNodes,
     subnet: str,
@@ -100,7 +101,7 @@ def gpu_pool(
     `nodes.max`, for bounds that cannot be, and (key `gpu-nodes.vcpu-quota`) for a quota that is too small.
     """
     min_nodes, max_nodes = nodes.min, nodes.max
-    needed = nodes_needed(vm, layouts)
+    needed = nodes_needed(vm.gpus, demands)
     least = needed if min_nodes is None else min_nodes
     most = max(needed, least) if max_nodes is None else max_nodes
     if min_nodes is None:
@@ -114,8 +115,8 @@ def gpu_pool(
             remedy="leave it out for as many nodes as the models need",
         )
     if needed > most:
-        replicas = sum(layout.replicas for layout in layouts)
-        gpus = sum(layout.replicas * layout.gpus_per_replica for layout in layouts)
+        replicas = sum(each.replicas for each in demands)
+        gpus = sum(each.replicas * each.gpus for each in demands)
         raise LayoutError(
             key="gpu-nodes",
             value=shown,
@@ -162,20 +163,6 @@ def _agent_pool_name(base: str, fixed: tuple[object, ...]) -> str:
     the old one, where one of the same name must go first."""
     digest = hashlib.sha256(json.dumps(fixed).encode()).hexdigest()[:POOL_HASH]
     return f"{base[: POOL_NAME_MAX - POOL_HASH]}{digest}"
-
-
-def nodes_needed(vm: VmSize, layouts: Sequence[Layout]) -> int:
-    """Nodes that hold every replica: the largest first, each on the first node with room."""
-    replicas = sorted((layout.gpus_per_replica for layout in layouts for _ in range(layout.replicas)), reverse=True)
-    free: list[int] = []
-    for gpus in replicas:
-        for node, left in enumerate(free):
-            if left >= gpus:
-                free[node] -= gpus
-                break
-        else:
-            free.append(vm.gpus - gpus)
-    return len(free)
 
 
 def quota_needs(pools: Sequence[GpuPoolPlan]) -> tuple[QuotaNeed, ...]:

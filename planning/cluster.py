@@ -30,6 +30,8 @@ ZONES = ("1", "2", "3")
 
 #: The autoscaler's default of 15 is shorter than allocating, booting and installing the driver of a GPU node.
 MAX_NODE_PROVISION_MINUTES = 30
+#: The autoscaler's own default: https://learn.microsoft.com/azure/aks/cluster-autoscaler. Longer answers raise it.
+GRACEFUL_TERMINATION_SECONDS = 600
 #: Hours between two looks of the image cleaner (24 to 2160): https://learn.microsoft.com/azure/aks/image-cleaner
 IMAGE_CLEANER_HOURS = 168
 #: Days that the control plane's logs are kept; the first 31 cost nothing extra (Log Analytics pricing).
@@ -103,6 +105,7 @@ class ClusterPlan:
     tags: Mapping[str, str]
     system_pool: SystemPoolPlan
     max_node_provision_minutes: int  # how long the cluster autoscaler waits for a GPU node
+    max_graceful_termination_seconds: int  # how long it waits for the pods of a node that it takes away
     grants: tuple[GrantPlan, ...]
     maintenance: MaintenancePlan
     logs: LogsPlan | None
@@ -133,6 +136,7 @@ def cluster(settings: Settings, stack: str) -> ClusterPlan:
             taints=("CriticalAddonsOnly=true:NoSchedule",),
         ),
         max_node_provision_minutes=MAX_NODE_PROVISION_MINUTES,
+        max_graceful_termination_seconds=GRACEFUL_TERMINATION_SECONDS,
         grants=tuple(_grants(settings)),
         maintenance=MaintenancePlan(
             day=settings.maintenance.day, start=settings.maintenance.start, hours=settings.maintenance.hours

@@ -18,6 +18,7 @@ from planning import (
     engine,
     network,
     parallelism,
+    placement,
     rollout,
     serving_plan,
     serving_rate,
@@ -33,6 +34,7 @@ from planning.findings import Finding, InvalidStack, Problem, Severity
 from planning.memory import EngineOptions, LayoutError, MemoryPlan
 from planning.names import Names, names
 from planning.parallelism import Layout
+from planning.placement import Demand, Place, PoolPlacement, Way
 from planning.rollout import RolloutPlan
 from planning.serving_plan import ServingPlan
 from planning.serving_rate import Workload
@@ -63,6 +65,14 @@ class PodResources:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Priority:
+    """A PriorityClass: who goes first where GPUs are short."""
+
+    name: str
+    value: int
+
+
+@dataclass(frozen=True, kw_only=True)
 class ModelPlan:
     """One model: one Deployment, one Service, one PodDisruptionBudget."""
 
@@ -83,6 +93,8 @@ class ModelPlan:
     resources: PodResources
     node_selector: Mapping[str, str]
     tolerated_taints: tuple[str, ...]  # keys, tolerated with operator Exists
+    way: Way  # how its replicas find their nodes
+    priority: Priority
     startup: StartupBudget
     rollout: RolloutPlan
     config_hash: str  # pod template annotation: changes when anything the engine reads changes
@@ -100,12 +112,18 @@ class StackPlan:
     names: Names
     cluster: ClusterPlan
     gpu_pools: tuple[GpuPoolPlan, ...]
+    placements: tuple[PoolPlacement, ...]  # of gpu_pools, in their order
     device_plugin: DevicePluginPlan
     models: tuple[ModelPlan, ...]
     edge: EdgePlan
     cost: CostPlan
     quota: tuple[QuotaNeed, ...]
     findings: tuple[Finding, ...]
+
+    @property
+    def priorities(self) -> tuple[Priority, ...]:
+        """Each once."""
+        return tuple(dict.fromkeys(model.priority for model in self.models))
 
 
 NAMESPACE = "vllm"
@@ -123,10 +141,15 @@ DISK_SHARE = 0.85  # the kubelet removes images, then pods, above it
 
 CHOICES_SHOWN = 16  # in one message
 
-MIN_DRAIN_MINUTES, MAX_DRAIN_MINUTES = (
-    5,
-    1440,
-)  # AKS: https://learn.microsoft.com/azure/aks/upgrade-aks-node-pools-rolling
+#: AKS's own default, and the most it allows: https://learn.microsoft.com/azure/aks/upgrade-aks-node-pools-rolling
+DRAIN_MINUTES, MAX_DRAIN_MINUTES = 30, 1440
+DRAIN_SLACK_MINUTES = 5  # evictions are tried every few seconds, and pods of others leave too
+
+#: https://learn.microsoft.com/azure/aks/spot-node-pool
+SPOT_NOTICE_SECONDS = 30
+
+#: Above 0, which pods of no class have: a guest that tolerates the taint of GPU nodes gives way to a model.
+PRIORITY = 1_000_000
 
 
 def read_and_decide(reading: Reading) -> StackPlan:
@@ -161,12 +184,21 @@ def decide(settings: Settings, *, stack: str, source: str) -> StackPlan:
     problems += network.problems(settings, nodes=cluster_plan.nodes(cluster, [*pools.values()]), source=source)
     if problems or not pools:
         raise InvalidStack(problems)
-    models = tuple(_model(settings, draft, pools[draft.vm.name]) for draft in drafts)
+    demands = {size: _demands(drafts, size) for size in pools}
+    models = tuple(_model(settings, draft, pools[draft.vm.name], demands[draft.vm.name]) for draft in drafts)
     gpu_pools = tuple(
-        _with_drain(pool, [m for m in models if m.layout.vm_size == pool.vm_size]) for pool in pools.values()
+        _with_drain(pool, [m for m in models if m.layout.vm_size == pool.vm_size], settings, source, problems)
+        for pool in pools.values()
+    )
+    if problems:
+        raise InvalidStack(problems)
+    placements = tuple(
+        placement.pool_placement(pool.name, pool.gpus_per_node, pool.count, demands[pool.vm_size]) for pool in gpu_pools
     )
     cost, cost_findings = capacity.cost(gpu_pools, settings.location)
     needs_token = any(model.preset.gated for model in models)
+    grace = max(model.rollout.termination_grace_seconds for model in models)
+    cluster = replace(cluster, max_graceful_termination_seconds=max(cluster.max_graceful_termination_seconds, grace))
     device_plugin = DevicePluginPlan(
         image=catalogue.image("device-plugin"), node_label=("kubernetes.azure.com/accelerator", "nvidia")
     )
@@ -184,8 +216,9 @@ def decide(settings: Settings, *, stack: str, source: str) -> StackPlan:
         *(finding for draft in drafts for finding in engine.findings(draft.all_options, draft.name)),
         *(finding for model in models for finding in serving_plan.findings(model.serving, model.name)),
         *_interruptions(settings, models),
+        *_crowded(gpu_pools, demands),
         *_idle(models, gpu_pools, settings.location),
-        *_disk(models, gpu_pools),
+        *_disk(models, gpu_pools, placements),
         *cost_findings,
         *cluster_plan.findings(cluster),
         *_regions(gpu_pools, settings.location),
@@ -200,6 +233,7 @@ def decide(settings: Settings, *, stack: str, source: str) -> StackPlan:
         names=names(stack),
         cluster=cluster,
         gpu_pools=gpu_pools,
+        placements=placements,
         device_plugin=device_plugin,
         models=models,
         edge=front,
@@ -373,18 +407,15 @@ def _pools(
     settings: Settings, drafts: Sequence[_Draft], source: str, problems: list[Problem]
 ) -> dict[str, GpuPoolPlan]:
     """One pool for each VM size in use, by VM size."""
-    by_size: dict[str, list[_Draft]] = {}
-    for draft in drafts:
-        by_size.setdefault(draft.vm.name, []).append(draft)
     pools = {}
-    for size, group in by_size.items():
+    for vm in {draft.vm.name: draft.vm for draft in drafts}.values():
         try:
-            pools[size] = capacity.gpu_pool(
-                group[0].vm,
-                [draft.layout for draft in group],
+            pools[vm.name] = capacity.gpu_pool(
+                vm,
+                _demands(drafts, vm.name),
                 nodes=settings.gpu_nodes,
                 subnet=settings.network.subnet_id or "",
-                drain_timeout_minutes=MIN_DRAIN_MINUTES,  # known only when the models are
+                drain_timeout_minutes=DRAIN_MINUTES,  # known only when the models are
             )
         except LayoutError as error:
             problems.append(
@@ -399,16 +430,32 @@ def _pools(
     return pools
 
 
-def _model(settings: Settings, draft: _Draft, pool: GpuPoolPlan) -> ModelPlan:
-    """Everything about one model, now that its pool is known."""
+def _demands(drafts: Sequence[_Draft], vm_size: str) -> list[Demand]:
+    """The replicas that share a pool."""
+    return [
+        Demand(name=draft.name, gpus=draft.layout.gpus_per_replica, replicas=draft.layout.replicas)
+        for draft in drafts
+        if draft.vm.name == vm_size
+    ]
+
+
+def _priority(place: Place, gpus: int) -> Priority:
+    """One for all models, or the higher the more GPUs a replica needs."""
+    if place.way is Way.LARGEST_FIRST:
+        return Priority(name=f"vllm-{gpus}-gpus", value=PRIORITY + gpus)
+    return Priority(name="vllm", value=PRIORITY)
+
+
+def _model(settings: Settings, draft: _Draft, pool: GpuPoolPlan, demands: Sequence[Demand]) -> ModelPlan:
+    """Everything about one model, now that its pool is known; `demands` are all that share it."""
     preset, layout = draft.preset, draft.layout
     image = catalogue.image("vllm")
     revision = draft.settings.revision or preset.revision
-    drain = rollout.termination_grace_seconds(settings.max_answer_tokens)
+    place = placement.places(pool.gpus_per_node, pool.count, demands)[draft.name]
+    answer = rollout.longest_answer_seconds(settings.max_answer_tokens, draft.memory.max_model_len)
+    drain = rollout.termination_grace_seconds(answer)
     budget = startup.budget(preset.architecture, draft.vm, layout, drain_seconds=drain)
-    update = rollout.plan_rollout(
-        layout, nodes=pool.count, startup=budget, max_answer_tokens=settings.max_answer_tokens
-    )
+    update = rollout.plan_rollout(layout, place=place, nodes=pool.count, startup=budget, answer_seconds=answer)
     download = engine.download(preset, revision, image)
     served = draft.options.get("served-model-name", preset.name)
     served_name = str(served[0] if isinstance(served, list | tuple) and served else served)
@@ -441,6 +488,8 @@ def _model(settings: Settings, draft: _Draft, pool: GpuPoolPlan) -> ModelPlan:
         resources=_resources(draft),
         node_selector=pool.labels,
         tolerated_taints=tuple(taint.partition("=")[0] for taint in pool.taints),
+        way=place.way,
+        priority=_priority(place, layout.gpus_per_replica),
         startup=budget,
         rollout=update,
         config_hash=_hash(image.reference, engine.COMMAND, args, environment, asdict(download)),
@@ -470,16 +519,25 @@ def _hash(*parts: object) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
-def _with_drain(pool: GpuPoolPlan, models: Sequence[ModelPlan]) -> GpuPoolPlan:
-    """The pool with time for its fullest drain: replicas that must go one by one each wait for the one before."""
-    seconds = 0
-    for model in (model for model in models if model.layout.vm_size == pool.vm_size):
-        together = min(model.layout.replicas, model.layout.replicas_per_node)
-        turns = -(-together // model.rollout.pdb_max_unavailable)
-        between = model.rollout.min_ready_seconds + model.startup.restart_seconds
-        seconds = max(seconds, turns * model.rollout.termination_grace_seconds + (turns - 1) * between)
-    minutes = math.ceil(seconds / 60) + MIN_DRAIN_MINUTES
-    return replace(pool, drain_timeout_minutes=min(minutes, MAX_DRAIN_MINUTES))
+def _with_drain(
+    pool: GpuPoolPlan, models: Sequence[ModelPlan], settings: Settings, source: str, problems: list[Problem]
+) -> GpuPoolPlan:
+    """The pool with time for its longest drain: its models' replicas are evicted side by side."""
+    slowest = max(models, key=lambda model: model.rollout.drain_limit_seconds)
+    minutes = math.ceil(slowest.rollout.drain_limit_seconds / 60) + DRAIN_SLACK_MINUTES
+    if minutes > MAX_DRAIN_MINUTES:
+        answer = math.ceil(slowest.rollout.shutdown_timeout_seconds / 60)
+        problems.append(
+            Problem(
+                key="aks-vllm:max-answer-tokens",
+                value=settings.max_answer_tokens,
+                limit=f"emptying a node of {slowest.name}, whose last answers may take {answer} minutes each time, may "
+                f"take {minutes} minutes, and AKS gives up after {MAX_DRAIN_MINUTES}",
+                source=source,
+                remedy="set it to what clients really ask for (max_tokens), for example 8192",
+            )
+        )
+    return replace(pool, drain_timeout_minutes=min(max(DRAIN_MINUTES, minutes), MAX_DRAIN_MINUTES))
 
 
 def _system_quota(pool: SystemPoolPlan) -> QuotaNeed:
@@ -516,6 +574,14 @@ def _steps(settings: Settings, models: Sequence[ModelPlan], stack: str) -> Itera
 def _interruptions(settings: Settings, models: Sequence[ModelPlan]) -> Iterator[Finding]:
     """Outages that an update or a node drain would be."""
     severity = Severity.WARNING if settings.environment == "production" else Severity.NOTE
+    if settings.gpu_nodes.spot:
+        yield Finding(
+            severity=severity,
+            subject="stack",
+            message=f"Azure takes a spot node back with {SPOT_NOTICE_SECONDS} seconds' notice: answers under way that "
+            "need longer are cut off, and the replicas on it start again when there is a node.",
+            remedy="Set gpu-nodes.spot to false for anybody who waits for an answer.",
+        )
     for model in models:
         if model.rollout.update_outage_minutes:
             remedy = "Set replicas to 2: one then keeps serving."
@@ -524,7 +590,32 @@ def _interruptions(settings: Settings, models: Sequence[ModelPlan]) -> Iterator[
             )
         if model.rollout.drain_outage_minutes:
             remedy = "Two nodes with a replica each keep serving, at the price of a node: raise replicas or gpu-nodes."
+            if model.way is Way.LARGEST_FIRST:
+                remedy = "Give the models that share its nodes replicas of the same size."
             yield Finding(severity=severity, subject=model.name, message=model.rollout.drain_consequence, remedy=remedy)
+
+
+def _crowded(pools: Iterable[GpuPoolPlan], demands: Mapping[str, Sequence[Demand]]) -> Iterator[Finding]:
+    """Pools whose models fit only because larger replicas go first."""
+    for pool in pools:
+        sharing = demands[pool.vm_size]
+        ways = {
+            nodes: placement.way(pool.gpus_per_node, nodes, sharing)
+            for nodes in range(pool.count, pool.count + len(sharing) + 1)
+        }
+        if ways[pool.count] is not Way.LARGEST_FIRST:
+            continue
+        largest = max(each.gpus for each in sharing)
+        above = _and([each.name for each in sharing if each.gpus == largest])
+        roomy = next((nodes for nodes, way in ways.items() if way is not Way.LARGEST_FIRST), None)
+        more = f", or set gpu-nodes.min to {roomy}, which leaves room for all" if roomy else ""
+        yield Finding(
+            severity=Severity.WARNING,
+            subject="stack",
+            message=f"Models with replicas of different sizes fill pool {pool.name} to the last node: a replica of "
+            f"{above} that has lost its node, by a drain or a failure, takes the GPUs of smaller ones.",
+            remedy=f"Give the models the same vllm.tensor-parallel-size{more}.",
+        )
 
 
 def _idle(models: Sequence[ModelPlan], pools: Iterable[GpuPoolPlan], location: str) -> Iterator[Finding]:
@@ -547,15 +638,19 @@ def _idle(models: Sequence[ModelPlan], pools: Iterable[GpuPoolPlan], location: s
             )
 
 
-def _disk(models: Sequence[ModelPlan], pools: Iterable[GpuPoolPlan]) -> Iterator[Finding]:
+def _disk(
+    models: Sequence[ModelPlan], pools: Iterable[GpuPoolPlan], placements: Iterable[PoolPlacement]
+) -> Iterator[Finding]:
     """Nodes whose disk the replicas' weights and caches would fill."""
-    for pool in pools:
-        fullest = max(
-            (model.resources.weights_gib + model.resources.cache_gib)
-            * min(model.layout.replicas, model.layout.replicas_per_node)
+    each = {model.name: model.resources.weights_gib + model.resources.cache_gib for model in models}
+    for pool, placed in zip(pools, placements, strict=True):
+        planned = [sum(each[name] * held for name, held in node.replicas.items()) for node in placed.nodes]
+        alone = [
+            each[model.name] * min(model.layout.replicas, model.layout.replicas_per_node)
             for model in models
             if model.layout.vm_size == pool.vm_size
-        )
+        ]
+        fullest = max(planned + alone)
         usable = int(pool.os_disk_size_gb * DISK_SHARE)
         if NODE_GIB + fullest > usable:
             yield Finding(

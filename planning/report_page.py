@@ -14,6 +14,7 @@ from planning.serving_rate import held_tokens, rough, span
 from planning.sizing import Served
 
 if TYPE_CHECKING:
+    from planning.placement import PoolPlacement
     from planning.plan import ModelPlan, StackPlan
 
 
@@ -216,7 +217,7 @@ def probe_seconds(model: ModelPlan) -> int:
 
 
 def _model(plan: StackPlan, model: ModelPlan, width: int) -> Section:
-    layout, memory, rollout, preset = model.layout, model.memory, model.rollout, model.preset
+    layout, memory, preset = model.layout, model.memory, model.preset
     revision = f"at {model.revision[:12]}" if model.revision else "at its newest commit, not pinned"
     stages = f" and pipeline parallel size {layout.pipeline_parallel_size}" if layout.pipeline_parallel_size > 1 else ""
     room = memory.longest_max_model_len
@@ -248,7 +249,27 @@ def _model(plan: StackPlan, model: ModelPlan, width: int) -> Section:
             _alternatives(other_layouts(plan, model)),
             *serving(model),
             _startup(model, width),
-            Rows(rows=(("Update", rollout.update_consequence), ("Node drain", rollout.drain_consequence))),
+            Rows(rows=_interruptions(model)),
+        ),
+    )
+
+
+def _interruptions(model: ModelPlan) -> tuple[tuple[str, str], ...]:
+    """What is promised while replicas are replaced, and what a restart costs."""
+    rollout, replicas = model.rollout, count(model.layout.replicas, "replica")
+    return (
+        ("Update", rollout.update_consequence),
+        ("Node drain", rollout.drain_consequence),
+        (
+            "Serving",
+            f"at least {rollout.min_available_during_update} of {replicas} during an update, "
+            f"{rollout.min_available_during_drain} during a node drain",
+        ),
+        (
+            "Restart",
+            f"a container that crashes is back in about {duration(model.startup.container_restart_seconds)}: weights "
+            f"and compiled kernels outlive it; a new pod fetches and compiles again, about "
+            f"{duration(model.startup.restart_seconds)}",
         ),
     )
 
@@ -465,6 +486,7 @@ def _nodes(plan: StackPlan) -> Section:
         + f" of {pool.vm_size}, {count(pool.gpus_per_node, 'GPU')} each"
         for pool in plan.gpu_pools
     ]
+    replicas = [_placed(placement, several=len(plan.gpu_pools) > 1) for placement in plan.placements]
     system = plan.cluster.system_pool
     if cost.gpu_pools_per_hour is None or cost.gpu_pools_per_month is None:
         price = f"not known for {plan.cluster.location}"
@@ -481,8 +503,24 @@ def _nodes(plan: StackPlan) -> Section:
         f"tier {plan.cluster.sku_tier}, {system.count} × {system.vm_size} for the system, "
         f"{'protected' if plan.cluster.protect else 'not protected'} against deletion"
     )
-    rows = (("GPU pools", "\n".join(pools)), ("Price", price), ("Quota", "\n".join(quota)), ("Cluster", cluster))
+    rows = (
+        ("GPU pools", "\n".join(pools)),
+        ("Replicas", "\n".join(replicas)),
+        ("Price", price),
+        ("Quota", "\n".join(quota)),
+        ("Cluster", cluster),
+    )
     return Section(title="Nodes and price", blocks=(Rows(rows=rows),))
+
+
+def _placed(placement: PoolPlacement, *, several: bool) -> str:
+    """What stands on the nodes of a pool."""
+    kinds = []
+    for nodes in placement.nodes:
+        held = [f"{replicas} × {name}" for name, replicas in nodes.replicas.items()]
+        held += [f"{count(nodes.idle_gpus, 'idle GPU')}"] if nodes.idle_gpus else []
+        kinds.append(f"{count(nodes.count, 'node')} with {' and '.join(held)}")
+    return f"{placement.pool}: {'; '.join(kinds)}" if several else "; ".join(kinds)
 
 
 def quota_vcpus(plan: StackPlan) -> int:

@@ -6,7 +6,8 @@ import math
 from dataclasses import dataclass
 
 from planning.parallelism import Layout
-from planning.startup import StartupBudget
+from planning.placement import Place, Way
+from planning.startup import MARGIN, StartupBudget
 
 #: Seconds for which AKS' CoreDNS may go on answering with a replica that has left the Service: `ttl 30` and `cache 30`,
 #: which its users cannot change (Azure/AKS#3661).
@@ -33,65 +34,95 @@ class RolloutPlan:
     shutdown_timeout_seconds: int  # --shutdown-timeout: the longest answer may finish
     termination_grace_seconds: int  # pre_stop + shutdown_timeout + slack
     min_ready_seconds: int
+    min_available_during_update: int  # replicas that serve at any moment
+    min_available_during_drain: int
+    drain_limit_seconds: int  # no drain of a node waits longer for this model, its replicas being sound
     update_outage_minutes: int  # 0: at least one replica keeps serving
     update_consequence: str
     drain_outage_minutes: int  # 0: replicas on other nodes keep serving
     drain_consequence: str
 
 
-def termination_grace_seconds(max_answer_tokens: int) -> int:
+def longest_answer_seconds(max_answer_tokens: int, max_model_len: int) -> int:
+    """How long an answer under way may still take; none is longer than the context."""
+    return math.ceil(min(max_answer_tokens, max_model_len) / SLOW_TOKENS_PER_SECOND)
+
+
+def termination_grace_seconds(answer_seconds: int) -> int:
     """The longest that a replica lives on after it was told to stop."""
-    return PRE_STOP_SECONDS + math.ceil(max_answer_tokens / SLOW_TOKENS_PER_SECOND) + SLACK_SECONDS
+    return PRE_STOP_SECONDS + answer_seconds + SLACK_SECONDS
 
 
-def plan_rollout(layout: Layout, *, nodes: int, startup: StartupBudget, max_answer_tokens: int) -> RolloutPlan:
-    """One replica at a time, old before new: on full nodes a surge pod would wait for GPUs that are never free.
+def plan_rollout(
+    layout: Layout, *, place: Place, nodes: int, startup: StartupBudget, answer_seconds: int
+) -> RolloutPlan:
+    """One replica at a time: a new one first where a place is free, an old one first where none is.
 
-    `nodes` is the size of the pool; `max_answer_tokens` bounds the longest answer that an update lets finish.
+    `nodes` is the size of the pool, `place` what the model can count on there, `answer_seconds` how long the longest
+    answer takes that an update lets finish.
     """
-    shutdown = math.ceil(max_answer_tokens / SLOW_TOKENS_PER_SECOND)
-    # A pod evicted from a full pool has nowhere to go until its node is back, and counts against the budget till then:
-    # whatever the other nodes cannot hold must be allowed to be down, or the drain stops there for ever.
-    homeless = layout.replicas - (nodes - 1) * layout.replicas_per_node
-    apart = layout.replicas > 1 and homeless < layout.replicas
-    restart = _minutes(startup.restart_seconds)
-    each = _minutes(PRE_STOP_SECONDS + shutdown + startup.restart_seconds + MIN_READY_SECONDS)
-    if layout.replicas > 1:
-        outage = 0
-        update = (
-            f"one replica at a time is replaced; {_count(layout.replicas - 1)} serving all the while; up to "
-            f"{each * layout.replicas} minutes in all."
-        )
-    else:
-        outage = restart
-        update = (
-            f"An update is an outage of about {restart} minutes, and up to {_minutes(shutdown)} more while the last "
-            "answers finish: the only replica stops before the new one starts."
-        )
-    if apart:
-        drain_outage = 0
-        together = "one replica" if homeless <= 1 else f"up to {homeless} replicas"
-        drain = f"a node drain takes {together} at a time; those on other nodes keep serving."
-    else:
-        drain_outage = _minutes(startup.total_seconds)
-        replicas = "the only replica" if layout.replicas == 1 else "every replica"
-        drain = (
-            f"Draining the node takes {replicas} along: an outage of about {drain_outage} minutes, one start-up on a "
-            "new node. The disruption budget allows it, or no node could ever be updated."
-        )
+    replicas = layout.replicas
+    grace = termination_grace_seconds(answer_seconds)
+    serving_in_update = replicas if place.spare else replicas - 1
+    serving_in_drain = replicas - place.down_in_drain
     return RolloutPlan(
-        max_surge=0,
-        max_unavailable=1,
-        pdb_max_unavailable=max(1, homeless),
+        # On full nodes a surge pod would wait for GPUs that are never free.
+        max_surge=1 if place.spare else 0,
+        max_unavailable=0 if place.spare else 1,
+        pdb_max_unavailable=place.down_in_drain,
         pre_stop_seconds=PRE_STOP_SECONDS,
-        shutdown_timeout_seconds=shutdown,
-        termination_grace_seconds=termination_grace_seconds(max_answer_tokens),
+        shutdown_timeout_seconds=answer_seconds,
+        termination_grace_seconds=grace,
         min_ready_seconds=MIN_READY_SECONDS,
-        update_outage_minutes=outage,
-        update_consequence=update[0].upper() + update[1:],
-        drain_outage_minutes=drain_outage,
-        drain_consequence=drain[0].upper() + drain[1:],
+        min_available_during_update=serving_in_update,
+        min_available_during_drain=serving_in_drain,
+        drain_limit_seconds=_drain_limit(place, nodes, startup, grace),
+        update_outage_minutes=0 if serving_in_update else _minutes(startup.restart_seconds),
+        update_consequence=_update(layout, place, startup, answer_seconds),
+        drain_outage_minutes=0 if serving_in_drain else _minutes(startup.total_seconds),
+        drain_consequence=_drain(layout, place, nodes, startup),
     )
+
+
+def _drain_limit(place: Place, nodes: int, startup: StartupBudget, grace: int) -> int:
+    """Replicas of one node go in turns, as many at once as the budget allows, and each turn waits for the one before.
+
+    The first waits too: AKS goes on to the next node when the one before is Ready, and by then the replicas of that
+    one have only begun to start.
+    """
+    start = MARGIN * (startup.image_seconds + startup.restart_seconds) + MIN_READY_SECONDS
+    turns = -(-place.on_one_node // place.down_in_drain)
+    return turns * grace + (turns if nodes > 1 else turns - 1) * start
+
+
+def _update(layout: Layout, place: Place, startup: StartupBudget, answer_seconds: int) -> str:
+    restart = _minutes(startup.restart_seconds)
+    each = _minutes(PRE_STOP_SECONDS + answer_seconds + startup.restart_seconds + MIN_READY_SECONDS)
+    in_all = f"up to {each * layout.replicas} minutes in all."
+    if place.spare:
+        keeps = "the only replica keeps" if layout.replicas == 1 else f"all {layout.replicas} replicas keep"
+        return f"A new replica starts on free GPUs before an old one stops: {keeps} serving; {in_all}"
+    if layout.replicas > 1:
+        return f"One replica at a time is replaced; {_count(layout.replicas - 1)} serving all the while; {in_all}"
+    return (
+        f"An update is an outage of about {restart} minutes, and up to {_minutes(answer_seconds)} more while the last "
+        "answers finish: the only replica stops before the new one starts."
+    )
+
+
+def _drain(layout: Layout, place: Place, nodes: int, startup: StartupBudget) -> str:
+    down, serving = place.down_in_drain, layout.replicas - place.down_in_drain
+    if serving:
+        together = "one replica" if down == 1 else f"up to {down} replicas"
+        return f"A node drain takes {together} at a time; {_count(serving)} serving on other nodes."
+    outage = f"an outage of about {_minutes(startup.total_seconds)} minutes, one start-up on a new node. "
+    outage += "The disruption budget allows it, or no node could ever be updated."
+    if place.way is Way.LARGEST_FIRST and nodes > 1:
+        return f"A node drain may take every replica along, as larger models then come for their GPUs: {outage}"
+    replicas = "the only replica" if layout.replicas == 1 else "every replica"
+    if nodes > 1 and layout.replicas > 1:
+        return f"A node drain may take every replica along, where they stand on one node: {outage}"
+    return f"Draining the node takes {replicas} along: {outage}"
 
 
 def _minutes(seconds: int) -> int:

@@ -41,7 +41,8 @@ class StartupBudget:
     compile_seconds: int
     graphs_seconds: int  # CUDA graph capture and the rest of engine initialisation
     total_seconds: int  # cold: a fresh node to the first answer
-    restart_seconds: int  # the node is there with the image, weights are fetched again
+    restart_seconds: int  # a new pod; the node is there with the image, weights are fetched again
+    container_restart_seconds: int  # in the same pod: its weights and compile caches are kept
     engine_ready_timeout_seconds: int  # VLLM_ENGINE_READY_TIMEOUT_S, a little less than the whole probe
     startup_probe_period_seconds: int
     startup_probe_failure_threshold: int
@@ -79,6 +80,7 @@ def budget(architecture: Architecture, vm: VmSize, layout: Layout, *, drain_seco
         graphs_seconds=GRAPHS_SECONDS,
         total_seconds=node + IMAGE_SECONDS + weights + engine,
         restart_seconds=weights + engine,
+        container_restart_seconds=load + GRAPHS_SECONDS,
         engine_ready_timeout_seconds=probe - ENGINE_GIVES_UP_EARLIER,
         startup_probe_period_seconds=PROBE_PERIOD_SECONDS,
         startup_probe_failure_threshold=threshold,

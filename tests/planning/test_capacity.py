@@ -7,28 +7,19 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 from planning import catalogue
-from planning.capacity import GpuPoolPlan, cost, gpu_pool, nodes_needed, quota_needs
-from planning.memory import EngineOptions
-from planning.parallelism import Layout, LayoutError, choose_layout
+from planning.capacity import GpuPoolPlan, cost, gpu_pool, quota_needs
+from planning.parallelism import LayoutError
+from planning.placement import Demand
 from planning.settings import GpuNodes
 
 H100X8 = catalogue.vm_size("Standard_ND96isr_H100_v5")
-LAYOUT = choose_layout(
-    catalogue.preset("llama-3.3-70b-instruct").architecture,
-    H100X8,
-    replicas=None,
-    tensor_parallel_size=None,
-    pipeline_parallel_size=None,
-    options=EngineOptions(),
-)[0]
+PAIR = Demand(name="model", gpus=4, replicas=2)
 
 
 def pool(
-    layouts: list[Layout] | None = None,
+    demands: list[Demand] | None = None,
     least: int | None = None,
     most: int | None = None,
     subnet: str = "",
@@ -36,7 +27,7 @@ def pool(
 ) -> GpuPoolPlan:
     # Unvalidated, so that the pool's own limits are seen too.
     nodes = GpuNodes().model_copy(update={"min": least, "max": most, **settings})
-    return gpu_pool(H100X8, layouts or [LAYOUT], nodes=nodes, subnet=subnet, drain_timeout_minutes=60)
+    return gpu_pool(H100X8, demands or [PAIR], nodes=nodes, subnet=subnet, drain_timeout_minutes=60)
 
 
 def test_the_proposals_model_needs_one_node_that_no_autoscaler_touches() -> None:
@@ -56,7 +47,7 @@ def test_the_proposals_model_needs_one_node_that_no_autoscaler_touches() -> None
 def test_bounds_decide_whether_the_autoscaler_owns_the_count(
     least: int | None, most: int | None, bounds: tuple[int, int]
 ) -> None:
-    plan = pool([LAYOUT, LAYOUT], least, most)
+    plan = pool([PAIR, replace(PAIR, name="other")], least, most)
     assert (plan.min_count, plan.max_count) == bounds
     assert plan.autoscale == (bounds[0] != bounds[1])
     assert max(2, bounds[0]) == plan.count <= plan.max_count, "the models need two nodes from the start"
@@ -64,7 +55,7 @@ def test_bounds_decide_whether_the_autoscaler_owns_the_count(
 
 def test_models_that_do_not_fit_say_how_many_nodes_they_need() -> None:
     with pytest.raises(LayoutError, match=r"6 replicas with 24 GPUs need 3 nodes.*set max to 3") as caught:
-        pool([LAYOUT] * 3, 1, 2)
+        pool([replace(PAIR, replicas=6)], 1, 2)
     assert caught.value.key == "gpu-nodes"
 
 
@@ -72,24 +63,6 @@ def test_models_that_do_not_fit_say_how_many_nodes_they_need() -> None:
 def test_bounds_that_cannot_be_are_refused(least: int, most: int) -> None:
     with pytest.raises(LayoutError, match="0 <= min <= max <= 1000"):
         pool(None, least, most)
-
-
-@given(st.lists(st.tuples(st.sampled_from([1, 2, 4, 8]), st.integers(1, 4)), min_size=1, max_size=8))
-def test_replicas_of_power_of_two_sizes_leave_no_gap(models: list[tuple[int, int]]) -> None:
-    layouts = [replace(LAYOUT, gpus_per_replica=gpus, replicas=replicas) for gpus, replicas in models]
-    gpus = sum(gpus * replicas for gpus, replicas in models)
-    assert nodes_needed(H100X8, layouts) == -(-gpus // 8)
-
-
-def test_a_replica_never_spans_nodes() -> None:
-    three = replace(LAYOUT, gpus_per_replica=3, replicas=4)
-    assert nodes_needed(H100X8, [three]) == 2, "12 GPUs, but only two threes fit on eight"
-    assert nodes_needed(H100X8, [replace(three, replicas=5)]) == 3
-
-
-def test_large_replicas_are_placed_before_small_ones() -> None:
-    five, three = (replace(LAYOUT, gpus_per_replica=gpus, replicas=2) for gpus in (5, 3))
-    assert nodes_needed(H100X8, [three, five]) == 2, "each five leaves room for one three; two threes for no five"
 
 
 def test_quota_covers_the_pool_at_its_largest() -> None:

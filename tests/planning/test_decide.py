@@ -16,6 +16,7 @@ from planning.plan import StackPlan, decide, read_and_decide
 from planning.settings import Settings, from_file
 
 H100 = "Standard_ND96isr_H100_v5"
+MILLION_TOKENS = {"preset": "nemotron-3.5-lightning-30b-a3b-nvfp4", "vm-size": H100}
 LLAMA = {"preset": "llama-3.3-70b-instruct", "vm-size": H100}
 
 
@@ -198,6 +199,16 @@ def test_every_plan_keeps_its_promises(models: dict[str, Any], environment: str,
     assert [model.name for model in found.models] == list(models), "one plan for each model, in the file's order"
     gpus = sum(model.layout.gpus_per_replica * model.layout.replicas for model in found.models)
     assert gpus <= sum(pool.max_count * pool.gpus_per_node for pool in found.gpu_pools)
+    by_name = {model.name: model for model in found.models}
+    for pool, placed in zip(found.gpu_pools, found.placements, strict=True):
+        vm = catalogue.vm_size(pool.vm_size)
+        assert sum(nodes.count for nodes in placed.nodes) == pool.count
+        for nodes in placed.nodes:
+            held = [(by_name[name].resources, count) for name, count in nodes.replicas.items()]
+            assert sum(each.gpus * count for each, count in held) + nodes.idle_gpus == vm.gpus
+            # AKS keeps of a node of 250 pods about 5 GiB, and its DaemonSets ask for one core or two.
+            assert sum(each.cpu * count for each, count in held) <= vm.vcpus - 2, "else one stays Pending"
+            assert sum(each.memory_gib * count for each, count in held) <= vm.memory_gib - 16
     for model in found.models:
         (pool,) = [pool for pool in found.gpu_pools if pool.name == model.layout.pool]
         vm, asked = catalogue.vm_size(model.layout.vm_size), models[model.name]
@@ -210,11 +221,44 @@ def test_every_plan_keeps_its_promises(models: dict[str, Any], environment: str,
         assert model.resources.memory_gib * model.layout.replicas_per_node <= vm.memory_gib
         rollout, startup = model.rollout, model.startup
         assert rollout.pre_stop_seconds + rollout.shutdown_timeout_seconds < rollout.termination_grace_seconds
-        assert rollout.termination_grace_seconds <= pool.drain_timeout_minutes * 60, "the drain would give up"
+        assert rollout.drain_limit_seconds <= pool.drain_timeout_minutes * 60, "the drain would give up"
+        assert rollout.termination_grace_seconds <= rollout.drain_limit_seconds
+        assert rollout.termination_grace_seconds <= found.cluster.max_graceful_termination_seconds
+        assert rollout.min_available_during_drain == model.layout.replicas - rollout.pdb_max_unavailable
+        assert rollout.pdb_max_unavailable >= 1, "a budget of 0 blocks every node update"
+        assert (rollout.max_surge, rollout.max_unavailable) in ((0, 1), (1, 0))
         probe = startup.startup_probe_period_seconds * startup.startup_probe_failure_threshold
         assert probe < startup.progress_deadline_seconds < startup.pulumi_timeout_minutes * 60
         assert model.node_selector == pool.labels
         assert {taint.partition("=")[0] for taint in pool.taints} == set(model.tolerated_taints)
+
+
+def test_models_that_share_nodes_are_placed_and_told_about_together() -> None:
+    large = {"preset": "qwen3-32b", "vm-size": H100, "replicas": 1, "vllm": {"tensor-parallel-size": 8}}
+    small = {"preset": "qwen3-8b", "vm-size": H100, "replicas": 2, "vllm": {"tensor-parallel-size": 4}}
+    found = plan({"large": large, "small": small})
+    (placed,) = found.placements
+    assert [dict(nodes.replicas) for nodes in placed.nodes] == [{"large": 1}, {"small": 2}]
+    assert {model.name: model.priority.value for model in found.models} == {"large": 1_000_008, "small": 1_000_004}
+    assert len(found.priorities) == 2
+    (crowded,) = [finding for finding in found.findings if "different sizes" in finding.message]
+    assert "takes the GPUs of smaller ones" in crowded.message
+    assert "gpu-nodes.min to 3" in crowded.remedy
+    roomy = plan({"large": large, "small": small}, **{"gpu-nodes": {"min": 3, "max": 3}})
+    assert not [finding for finding in roomy.findings if "different sizes" in finding.message]
+    assert [priority.name for priority in roomy.priorities] == ["vllm"]
+
+
+def test_an_answer_so_long_that_aks_would_give_up_a_drain_is_refused() -> None:
+    long = {"preset": "qwen3-8b", "vm-size": H100, "replicas": 8, "max-model-len": 40_960}
+    nodes = {"gpu-nodes": {"min": 2, "max": 2}}
+    found = plan({"model": long}, **nodes, **{"max-answer-tokens": 1_000_000})
+    assert found.models[0].rollout.shutdown_timeout_seconds == 1366, "no answer is longer than the context"
+    with pytest.raises(InvalidStack) as invalid:
+        plan({"model": {**MILLION_TOKENS, "replicas": 3}}, **nodes, **{"max-answer-tokens": 1_000_000})
+    (problem,) = invalid.value.problems
+    assert problem.key == "aks-vllm:max-answer-tokens"
+    assert "AKS gives up after 1440" in problem.limit
 
 
 def test_the_plan_is_frozen_and_the_same_every_time() -> None:
