@@ -100,7 +100,9 @@ def _update(layout: Layout, place: Place, startup: StartupBudget, answer_seconds
     each = _minutes(PRE_STOP_SECONDS + answer_seconds + startup.restart_seconds + MIN_READY_SECONDS)
     in_all = f"up to {each * layout.replicas} minutes in all."
     if place.spare:
-        keeps = "the only replica keeps" if layout.replicas == 1 else f"all {layout.replicas} replicas keep"
+        keeps = {1: "the only replica keeps", 2: "both replicas keep"}.get(
+            layout.replicas, f"all {layout.replicas} replicas keep"
+        )
         return f"A new replica starts on free GPUs before an old one stops: {keeps} serving; {in_all}"
     if layout.replicas > 1:
         return f"One replica at a time is replaced; {_count(layout.replicas - 1)} serving all the while; {in_all}"

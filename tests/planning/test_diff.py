@@ -193,14 +193,14 @@ CHANGES = (
             "GPU nodes are replaced: pool h200x8 (1 node of Standard_ND96isr_H200_v5) made first",
             "pool h100x8 (1 node of Standard_ND96isr_H100_v5) deleted last",
             "Quota must allow both at once",
-            "one replica keeps serving all the while, with the image to pull first",
+            "2 replicas keep serving all the while, with the image to pull first",  # 4 of 8 GPUs are free
             "The price of the GPU nodes is not known any more: $98.32 → not known for eastus an hour.",
         ),
     ),
     Change(
         id="another VM size, one replica",
         before=DEV,
-        after=with_(DEV, vm_size="Standard_NC80adis_H100_v5", replicas=1),
+        after=with_(DEV, vm_size="Standard_NC80adis_H100_v5", replicas=1, vllm={"tensor-parallel-size": 2}),
         kind=Kind.NODES,
         outage=None,
         says=(
