@@ -11,7 +11,7 @@ import uuid
 import pulumi
 import pulumi_kubernetes as kubernetes
 from pulumi_azure_native import authorization, containerservice, managedidentity, network, resources
-from pulumi_kubernetes import apps, core, meta, policy
+from pulumi_kubernetes import apps, core, meta, policy, scheduling
 
 from planning.kubeconfig import for_kubelogin
 
@@ -22,7 +22,7 @@ MODEL = "/models/Llama-3.3-70B-Instruct/6f6073b423013f6a7d4d9f39144961bfbfbc386b
 IMAGE = "vllm/vllm-openai:v0.33.0"
 TAGS = {"managed-by": "pulumi", "aks-vllm-stack": "test"}
 SELECTOR = {"app.kubernetes.io/name": "vllm", "app.kubernetes.io/instance": "model"}
-LABELS = {**SELECTOR, "app.kubernetes.io/managed-by": "pulumi"}
+LABELS = {**SELECTOR, "app.kubernetes.io/part-of": "aks-vllm", "app.kubernetes.io/managed-by": "pulumi"}
 EDGE = {"app.kubernetes.io/name": "vllm-edge", "app.kubernetes.io/instance": "edge"}
 EDGE_LABELS = {**EDGE, "app.kubernetes.io/managed-by": "pulumi"}
 PLUGIN = {"app.kubernetes.io/name": "nvidia-device-plugin"}
@@ -135,7 +135,9 @@ def main() -> None:
             dns_service_ip="10.245.0.10",
         ),
         auto_scaler_profile=containerservice.ManagedClusterPropertiesAutoScalerProfileArgs(
-            max_node_provision_time="30m", skip_nodes_with_local_storage="false"
+            max_graceful_termination_sec="600",
+            max_node_provision_time="30m",
+            skip_nodes_with_local_storage="false",
         ),
         auto_upgrade_profile=containerservice.ManagedClusterAutoUpgradeProfileArgs(
             upgrade_channel="none", node_os_upgrade_channel="None"
@@ -171,7 +173,7 @@ def main() -> None:
         node_labels={"aks-vllm/pool": "h100x8"},
         node_taints=["nvidia.com/gpu=present:NoSchedule"],
         upgrade_settings=containerservice.AgentPoolUpgradeSettingsArgs(
-            max_surge="0", max_unavailable="1", drain_timeout_in_minutes=11
+            max_surge="0", max_unavailable="1", drain_timeout_in_minutes=30
         ),
         opts=pulumi.ResourceOptions(
             deleted_with=cluster,
@@ -218,6 +220,13 @@ def main() -> None:
         metadata=meta.v1.ObjectMetaArgs(
             name="vllm", labels={**SHARED_LABELS, "pod-security.kubernetes.io/enforce": "restricted"}
         ),
+        opts=inside,
+    )
+    scheduling.v1.PriorityClass(
+        "models-priority-vllm",
+        metadata=meta.v1.ObjectMetaArgs(name="vllm", labels=SHARED_LABELS),
+        value=1_000_000,
+        description="Replicas of models; a larger one goes before a smaller one where they share nodes.",
         opts=inside,
     )
     token = core.v1.Secret(
@@ -312,7 +321,9 @@ def _model(
         "model-disruption-budget",
         metadata=metadata,
         spec=policy.v1.PodDisruptionBudgetSpecArgs(
-            selector=meta.v1.LabelSelectorArgs(match_labels=SELECTOR), max_unavailable=2
+            selector=meta.v1.LabelSelectorArgs(match_labels=SELECTOR),
+            max_unavailable=2,
+            unhealthy_pod_eviction_policy="AlwaysAllow",
         ),
         opts=inside,
     )
@@ -496,6 +507,7 @@ def _pod(token: pulumi.Output[str]) -> core.v1.PodSpecArgs:
         enable_service_links=False,
         node_selector={"aks-vllm/pool": "h100x8"},
         tolerations=[core.v1.TolerationArgs(key="nvidia.com/gpu", operator="Exists")],
+        priority_class_name="vllm",
         topology_spread_constraints=[
             core.v1.TopologySpreadConstraintArgs(
                 topology_key="kubernetes.io/hostname",
