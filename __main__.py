@@ -16,6 +16,7 @@ from components.gpu_runtime import GpuRuntime
 from components.kubernetes_access import KubernetesAccess, KubernetesAccessArgs
 from components.model_access import ModelAccess, ModelAccessArgs
 from components.model_server import ModelServer, ModelServerArgs
+from components.network_policy import NetworkPolicies, NetworkPoliciesArgs
 from planning import plan as planner
 from planning import report, settings
 from planning.findings import InvalidStack, Severity
@@ -50,6 +51,7 @@ GpuRuntime("gpu-runtime", plan.device_plugin, access.in_cluster)
 token = pulumi.Config().get_secret("hf-token") if plan.needs_hf_token else None
 shared = ModelAccessArgs(namespace=plan.namespace, priorities=plan.priorities, hf_token=token)
 models = ModelAccess("models", shared, access.in_cluster)
+NetworkPolicies("network", NetworkPoliciesArgs(plans=plan.network_policies, access=models), access.in_cluster)
 for model in plan.models:
     ModelServer(model.name, ModelServerArgs(plan=model, access=models), access.in_cluster)
 edge = Edge("edge", EdgeArgs(plan=plan.edge, access=models), access.in_cluster)

@@ -7,11 +7,12 @@ from __future__ import annotations
 
 import base64
 import uuid
+from typing import Any
 
 import pulumi
 import pulumi_kubernetes as kubernetes
 from pulumi_azure_native import authorization, containerservice, managedidentity, network, resources
-from pulumi_kubernetes import apps, core, meta, policy, scheduling
+from pulumi_kubernetes import apps, core, meta, networking, policy, scheduling
 
 from planning.kubeconfig import for_kubelogin
 
@@ -235,6 +236,7 @@ def main() -> None:
         string_data={"token": pulumi.Config("aks-vllm").require_secret("hf-token")},
         opts=inside,
     )
+    _network_policies(namespace.metadata.name, inside)
     _model(namespace.metadata.name, token.metadata.name, provider, cluster)
     _edge(namespace.metadata.name, inside)
     pulumi.export("kubeconfig", kubeconfig)
@@ -303,6 +305,61 @@ def _device_plugin(inside: pulumi.ResourceOptions) -> None:
         ),
         opts=inside,
     )
+
+
+def _network_policies(namespace: pulumi.Output[str], inside: pulumi.ResourceOptions) -> None:
+    """Default deny, and what is let through."""
+
+    def pods(labels: dict[str, str], namespace: str | None = None) -> networking.v1.NetworkPolicyPeerArgs:
+        within = {"kubernetes.io/metadata.name": namespace or ""}
+        return networking.v1.NetworkPolicyPeerArgs(
+            pod_selector=meta.v1.LabelSelectorArgs(match_labels=labels),
+            namespace_selector=meta.v1.LabelSelectorArgs(match_labels=within) if namespace else None,
+        )
+
+    def ports(number: int, *protocols: str) -> list[networking.v1.NetworkPolicyPortArgs]:
+        return [networking.v1.NetworkPolicyPortArgs(protocol=each, port=number) for each in protocols or ("TCP",)]
+
+    def ingress(number: int, peers: list[networking.v1.NetworkPolicyPeerArgs] | None) -> Any:
+        return networking.v1.NetworkPolicyIngressRuleArgs(from_=peers, ports=ports(number))
+
+    def egress(number: int, peer: networking.v1.NetworkPolicyPeerArgs, *protocols: str) -> Any:
+        return networking.v1.NetworkPolicyEgressRuleArgs(to=[peer], ports=ports(number, *protocols))
+
+    engine, edge = {"app.kubernetes.io/name": "vllm"}, {"app.kubernetes.io/name": "vllm-edge"}
+    upload = {"app.kubernetes.io/name": "weights-upload"}
+    scrapers = [
+        pods({"rsName": "ama-metrics"}, "kube-system"),
+        pods({"app.kubernetes.io/name": "prometheus"}, "monitoring"),
+    ]
+    private = ["10.0.0.0/8", "172.16.0.0/12", "192.168.0.0/16", "100.64.0.0/10", "169.254.0.0/16", "168.63.129.16/32"]
+    internet = networking.v1.NetworkPolicyPeerArgs(
+        ip_block=networking.v1.IPBlockArgs(cidr="0.0.0.0/0", except_=private)
+    )
+    dns = pods({"k8s-app": "kube-dns"}, "kube-system")
+    rules: dict[str, tuple[dict[str, str], list[Any], list[Any]]] = {
+        "default-deny": ({}, [], []),
+        "dns": ({}, [], [egress(53, dns, "UDP", "TCP")]),
+        "edge": (edge, [ingress(8080, None), ingress(8404, scrapers)], [egress(8000, pods(engine))]),
+        "replicas": (engine, [ingress(8000, [pods(edge), *scrapers])], []),
+        "weights": (engine, [], [egress(443, internet)]),
+        "weights-upload": (upload, [], [egress(443, internet)]),
+    }
+    for name, (selected, inward, outward) in rules.items():
+        types = [kind for kind, found in (("Ingress", inward), ("Egress", outward)) if found]
+        networking.v1.NetworkPolicy(
+            f"network-{name}",
+            metadata=meta.v1.ObjectMetaArgs(
+                name=name, namespace=namespace, labels=SHARED_LABELS, annotations={"aks-vllm/why": name}
+            ),
+            spec=networking.v1.NetworkPolicySpecArgs(
+                pod_selector=meta.v1.LabelSelectorArgs(match_labels=selected),
+                policy_types=types or ["Ingress", "Egress"],
+                ingress=inward or None,
+                egress=outward or None,
+            ),
+            opts=inside,
+        )
 
 
 def _model(

@@ -8,6 +8,7 @@ import pulumi
 from pulumi_kubernetes import core, meta
 
 from planning.capacity import POOL_LABEL
+from planning.network_policy import ENGINE
 from planning.placement import Way
 from planning.plan import ModelPlan
 
@@ -17,8 +18,6 @@ HOME = "/home/vllm"
 WEIGHTS = "/models"
 TOKEN_DIRECTORY = "/var/run/secrets/huggingface"  # noqa: S105  a path, not a token
 HTTP = "http"  # the named port
-#: The label of every model's pods; with the model's name beside it, that of one model's.
-MODEL = {"app.kubernetes.io/name": "vllm"}
 
 
 def pod(plan: ModelPlan, selector: Mapping[str, str], token_secret: pulumi.Output[str] | None) -> core.v1.PodSpecArgs:
@@ -69,7 +68,7 @@ def _affinity(plan: ModelPlan) -> core.v1.AffinityArgs | None:
         return None
     others = core.v1.PodAffinityTermArgs(
         topology_key="kubernetes.io/hostname",
-        label_selector=meta.v1.LabelSelectorArgs(match_labels=MODEL),
+        label_selector=meta.v1.LabelSelectorArgs(match_labels=ENGINE),
     )
     preferred = core.v1.WeightedPodAffinityTermArgs(weight=100, pod_affinity_term=others)
     return core.v1.AffinityArgs(

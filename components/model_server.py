@@ -8,7 +8,8 @@ import pulumi
 from pulumi_kubernetes import apps, core, meta, policy
 
 from components.model_access import ModelAccess
-from components.model_pod import HTTP, MODEL, pod
+from components.model_pod import HTTP, pod
+from planning.network_policy import ENGINE
 from planning.plan import ModelPlan
 
 
@@ -27,7 +28,7 @@ class ModelServer(pulumi.ComponentResource):
         super().__init__("aks-vllm:index:ModelServer", name, None, opts)
         plan = args.plan
         # Two labels that never change: a Deployment's selector is immutable, so a third would replace every replica.
-        selector = {**MODEL, "app.kubernetes.io/instance": plan.name}
+        selector = {**ENGINE, "app.kubernetes.io/instance": plan.name}
         labels = {**selector, "app.kubernetes.io/part-of": "aks-vllm", "app.kubernetes.io/managed-by": "pulumi"}
         metadata = meta.v1.ObjectMetaArgs(name=plan.name, namespace=args.access.namespace, labels=labels)
         # Longer than the Deployment's own progress deadline, so that Kubernetes' reason is reported, not a timeout.

@@ -17,6 +17,7 @@ from planning import (
     edge,
     engine,
     network,
+    network_policy,
     parallelism,
     placement,
     rollout,
@@ -33,6 +34,7 @@ from planning.engine import DownloadPlan
 from planning.findings import Finding, InvalidStack, Problem, Severity
 from planning.memory import EngineOptions, LayoutError, MemoryPlan
 from planning.names import Names, names
+from planning.network_policy import NetworkPolicyPlan
 from planning.parallelism import Layout
 from planning.placement import Demand, Place, PoolPlacement, Way
 from planning.rollout import RolloutPlan
@@ -116,6 +118,7 @@ class StackPlan:
     device_plugin: DevicePluginPlan
     models: tuple[ModelPlan, ...]
     edge: EdgePlan
+    network_policies: tuple[NetworkPolicyPlan, ...]
     cost: CostPlan
     quota: tuple[QuotaNeed, ...]
     findings: tuple[Finding, ...]
@@ -237,6 +240,9 @@ def decide(settings: Settings, *, stack: str, source: str) -> StackPlan:
         device_plugin=device_plugin,
         models=models,
         edge=front,
+        network_policies=network_policy.network_policies(
+            engine_port=PORT, edge_port=front.port, edge_metrics_port=front.admin_port
+        ),
         cost=cost,
         quota=(*capacity.quota_needs(gpu_pools), _system_quota(cluster.system_pool)),
         findings=tuple(findings),
