@@ -7,6 +7,7 @@ import hashlib
 import json
 import secrets
 import signal
+import time
 from collections.abc import Generator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -31,6 +32,8 @@ KEY = f"sk-{secrets.token_hex(24)}"
 #: Seconds of the manifest and of the DNS cache pass so many times as fast. The edge's own timers do not, so it has
 #: that much less time to hear of a change than it has in a cluster.
 FAST = 2
+#: Seconds until the edge has asked the DNS again, which it does every second.
+EDGE_HEARS_SECONDS = 3
 #: Seconds for an engine to start; alone on two cores it takes 40, beside other jobs a multiple.
 START_SECONDS = 600
 
@@ -101,6 +104,14 @@ class Cluster:
         args = deployment(self.recording, "model")["spec"]["template"]["spec"]["containers"][0]["args"]
         return args[args.index("--served-model-name") + 1]
 
+    def wait_known(self) -> None:
+        """Until both replicas are ready and the edge has heard of them."""
+        for pod in self.models.pods:
+            pod.wait_ready(START_SECONDS)
+        while sorted(self.dns.answer()) != sorted(MODEL_ADDRESSES):
+            time.sleep(0.1)
+        time.sleep(EDGE_HEARS_SECONDS)
+
     def edge_log(self) -> list[dict[str, Any]]:
         """What both edge pods have written about requests so far."""
         lines = "".join(pod.log.read_text() for pod in self.edge.pods).splitlines()
@@ -116,6 +127,7 @@ class Cluster:
         try:
             self.models.start(START_SECONDS)
             self.edge.start(60)
+            self.wait_known()
             yield self
         finally:
             self.edge.delete()

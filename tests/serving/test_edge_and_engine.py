@@ -12,7 +12,7 @@ import pytest
 
 from tests.components.harness import TOKEN, plain_strings
 from tests.serving.clients import Connection, Load, Outcome, Request, ask, kinds, read_head
-from tests.serving.cluster import AT_ONCE, KEY, MODEL_ADDRESSES, START_SECONDS, Cluster
+from tests.serving.cluster import AT_ONCE, KEY, MODEL_ADDRESSES, Cluster
 from tests.serving.engine_state import RUNNING, WAITING, gauge, peaks
 
 pytestmark = pytest.mark.engine
@@ -25,9 +25,7 @@ NOTICED_SECONDS = 30  # at most; what it takes is printed, and `make bench ARGS=
 @pytest.fixture(autouse=True)
 def both_ready(cluster: Cluster) -> None:
     """Whatever a test before has done to them."""
-    for pod in cluster.models.pods:
-        pod.wait_ready(START_SECONDS)
-    _wait(lambda: list(cluster.dns.answer()) == list(MODEL_ADDRESSES), cluster.dns.ttl_seconds + 10)
+    cluster.wait_known()
     _wait(lambda: _running() == 0, 120)
 
 

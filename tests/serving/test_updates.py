@@ -71,6 +71,7 @@ def _replaced_under_load(cluster: Cluster, manifest: dict, seed: int) -> Update:
         under_way[pod.name] = gauge(pod.address, RUNNING) or 0
 
     cluster.models.before_term = look
+    cluster.wait_known()
     started = time.monotonic()
     with _load(cluster, seed).running() as load:
         load.wait_for(2 * CLIENTS, LOAD_SECONDS)
@@ -118,9 +119,8 @@ def test_the_same_load_loses_answers_by_the_usual_defaults(updates: Updates) -> 
 
 
 def test_a_killed_engine_fails_only_what_it_was_working_on(cluster: Cluster) -> None:
+    cluster.wait_known()
     victim = cluster.models.pods[0]
-    victim.wait_ready(START_SECONDS)
-    time.sleep(cluster.dns.ttl_seconds + 5)
     with _load(cluster, seed=3).running() as load:
         load.wait_for(CLIENTS, LOAD_SECONDS)
         at_work = gauge(victim.address, RUNNING)
