@@ -29,6 +29,11 @@ _PARTS = re.compile(r"(layers|depth|heads|experts)$")
 BROKEN = (TypeError, ValueError, LookupError, AttributeError, ArithmeticError, RecursionError)
 
 
+#: Fields that count layers for drafting, and families that have them anyway. Source: vLLM 0.33.0's SpeculativeConfig.
+DRAFTS = ("num_nextn_predict_layers", "mtp_num_hidden_layers")
+DRAFTING = ("MiMoV2Flash", "MiniMaxM3")
+
+
 class NotModelledError(Exception):
     """The text says what the planner does not model, and where to go from there."""
 
@@ -75,6 +80,7 @@ class Architecture:
     whole_units: tuple[int, ...] = ()  # counts that tensor parallelism must divide, where others may be copied
     everywhere: str = ""  # what every pipeline stage holds of "embedding output norm", as vLLM's class builds it
     packed_blocks: bool = False  # pages of different sizes lie side by side (DeepSeek V4)
+    drafts: bool = False  # has layers of its own that predict further tokens, for vLLM's method `mtp`
     kernel: str = "attention"  # row of the block-size rules in the engine's memory.yaml
     weights_trust: str = "exact"
     encoder_trust: str = "exact"
@@ -283,6 +289,7 @@ def assemble(
         packed_blocks=packed_blocks,
         everywhere=everywhere,
         whole_units=whole_units,
+        drafts=any(c.get(key) for key in DRAFTS) or c.family.startswith(DRAFTING),
         kernel=kernel,
         weights_trust=next((trust for trust in ("loose", "fitted") if trust in trusts), "exact"),
         encoder_trust=encoder_trust,

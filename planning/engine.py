@@ -109,6 +109,10 @@ def check(options: Mapping[str, object], *, prefix: str, source: str) -> tuple[P
     for rule in _rules()["together"] if options else ():
         if rule["option"] in chosen and (broken := _broken(rule, chosen, set(written))):
             refuse(written[rule["option"]], broken, rule["remedy"], chosen[rule["option"]])
+    for rule in _rules()["inside"]:
+        inside, key = _map(chosen.get(rule["option"])), rule["key"]
+        if key in inside and (broken := _broken({**rule, "option": key}, inside, set(inside))):
+            refuse(written[rule["option"]], f"{key} in it {broken}", rule["remedy"], chosen[rule["option"]])
     for name, value in chosen.items():
         row = _arguments().get(name, {})
         if "unless" in row and row["unless"] not in chosen and str(value) not in row["choices"]:
@@ -116,9 +120,19 @@ def check(options: Mapping[str, object], *, prefix: str, source: str) -> tuple[P
     return tuple(problems)
 
 
+def _map(value: object) -> Mapping[str, Any]:
+    """A map, or the one that JSON text holds; empty where it is neither."""
+    found = json.loads(value) if isinstance(value, str) and value.lstrip().startswith("{") else value
+    return found if isinstance(found, Mapping) else {}
+
+
 def _broken(rule: Mapping[str, Any], chosen: Mapping[str, Any], written: Collection[str]) -> str:
     """How a rule about two options is broken; empty if it is not. An option that is off counts as absent."""
     value = chosen[rule["option"]]
+    if "only" in rule:
+        return "" if _is(value, rule["only"]) else f"must be {_either(rule['only'])}"
+    if "least" in rule:
+        return f"must be at least {rule['least']}" if value < rule["least"] else ""
     if "never" in rule:
         return "" if value is False or not _is(value, rule.get("value", value)) else rule["never"]
     if not (_is(value, rule["value"]) if "value" in rule else value):
@@ -126,8 +140,12 @@ def _broken(rule: Mapping[str, Any], chosen: Mapping[str, Any], written: Collect
     if other := rule.get("needs"):
         there, known = chosen.get(other), other not in written or other in chosen
         if known and not (_is(there, rule["being"]) if "being" in rule else there):
-            return f"needs {other}" + (f" = {rule['being']}" if "being" in rule else "")
+            return f"needs {other}" + (f" = {_either(rule['being'])}" if "being" in rule else "")
     return f"excludes {rule['excludes']}" if "excludes" in rule and chosen.get(rule["excludes"]) else ""
+
+
+def _either(wanted: object) -> str:
+    return " or ".join(map(str, wanted)) if isinstance(wanted, list) else str(wanted)
 
 
 def _is(value: object, wanted: object) -> bool:
@@ -140,6 +158,7 @@ def _is(value: object, wanted: object) -> bool:
 _FEATURES: Mapping[str, Callable[[Architecture], bool]] = {
     "experts": lambda model: model.experts > 0,
     "an encoder": lambda model: bool(model.encoder),
+    "layers that draft": lambda model: model.drafts,
     "quantised weights": lambda model: bool(model.quantization),
     "layers with a state": lambda model: any(cache.kind == "state" for cache in model.caches),
 }
@@ -158,6 +177,7 @@ def check_planned(
 
     for rule in rules["models"]:
         value = options.get(rule["option"])
+        value = _map(value).get(rule["key"]) if "key" in rule else value
         if value is None or not (_is(value, rule["value"]) if "value" in rule else value):
             continue
         word, feature = next((word, rule[word]) for word in ("needs", "excludes") if word in rule)

@@ -104,7 +104,10 @@ TUNED: dict[str, tuple[Any, ...]] = {
     "prefix-caching-hash-algo": ("sha256", "sha256_cbor"),
     "scheduling-policy": ("fcfs", "priority"),
     "seed": (0, 7),
-    "speculative-config": ({"method": "ngram", "num_speculative_tokens": 3, "prompt_lookup_max": 4},),
+    "speculative-config": (
+        {"method": "ngram", "num_speculative_tokens": 3, "prompt_lookup_max": 4},
+        {"method": "mtp", "num_speculative_tokens": 1},
+    ),
     "stream-interval": (1, 10),
     "tokenizer-mode": ("auto", "slow"),
 }

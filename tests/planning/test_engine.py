@@ -25,6 +25,7 @@ ENVIRONMENT: list[str] = yaml.safe_load((engine.folder() / "environment.yaml").r
 SPELLINGS = [s for name, row in ARGUMENTS.items() for s in (name, *row.get("also", ()), row.get("off")) if s]
 
 BUDGET = startup.budget(PRESET.architecture, VM, LAYOUT)
+SPECULATIVE = {"method": "ngram", "num_speculative_tokens": 3}
 TOKEN = "hf_" + "thisIsNotARealToken" * 2
 
 
@@ -67,6 +68,7 @@ def test_pairs_speak_of_options_that_exist() -> None:
     )
     named = {rule[key] for rule in rules for key in keys if isinstance(rule.get(key), str)}
     assert named - set(engine._FEATURES) <= set(ARGUMENTS)
+    assert all(rule["key"] in ARGUMENTS[rule["option"]]["keys"] for rule in RULES["inside"])
     assert {name for rule in RULES["compared"] for name in rule.get("where", ())} <= set(ARGUMENTS)
 
 
@@ -134,7 +136,11 @@ def test_every_reserved_option_is_refused_whatever_its_value(name: str) -> None:
         ({"compilation-config": 3}, "must be a map", "key: value"),
         ({"compilation-config": {"modee": 3}}, "has no key modee", "did you mean mode?"),
         ({"compilation-config": {"splitting_ops": None, "cudagraph_num_of_warmups": "x"}}, "whole number", "correct"),
-        ({"profiler-config": '{"active_iterations": 0}'}, "active_iterations in it must be at least 1", "correct"),
+        ({"watchdog-config": '{"timeout": 0}'}, "timeout in it must be above 0", "correct"),
+        ({"speculative-config": {"method": "ngram"}}, "lacks num_speculative_tokens", "add it"),
+        ({"speculative-config": SPECULATIVE | {"method": "eagle3"}}, "method in it must be ngram or mtp", "second"),
+        ({"structured-outputs-config": '{"disable_any_whitespace": true}'}, "needs backend = xgrammar or", "name one"),
+        ({"compilation-config": {"max_cudagraph_capture_size": 0}}, "in it must be at least 1", "enforce-eager"),
         ({"watermark-config": {"key": 7}}, "holds a key", "delete"),
         ({"watermark": 1}, "must be at least 0 and below 1", "correct"),
         ({"attention-backend": "flash"}, "must be one of AUTO, FLASH_ATTN", "choose one"),
@@ -177,6 +183,7 @@ def _check_planned(options: Mapping[str, Any], model: Architecture = PRESET.arch
         ({"default-mm-loras": {"image": "/a"}}, "needs a model with an encoder"),
         ({"enable-return-routed-experts": True}, "needs a model with experts"),
         ({"kv-cache-dtype": "float16"}, "is neither bfloat16, as the model, nor 8 bits"),
+        ({"speculative-config": SPECULATIVE | {"method": "mtp"}}, "needs a model with layers that draft"),
         ({"quantization": "awq"}, "needs a checkpoint in that format"),
     ],
     ids=str,
