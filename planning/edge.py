@@ -12,7 +12,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from planning import catalogue, rollout
+from planning import catalogue
 from planning.catalogue import Image
 from planning.findings import Finding, Severity
 
@@ -24,6 +24,8 @@ NAME = "edge"  # of its Kubernetes objects; no model can have it
 ADMIN_PORT = 8404  # health and metrics: for the kubelet and Prometheus, not in the Service
 #: Two, so that one can go: every limit that is counted in a pod's memory is divided by this.
 REPLICAS = 2
+#: Seconds between leaving the load balancer and SIGUSR1, which ends the listening.
+PRE_STOP_SECONDS = 20
 #: A new pod asks the DNS for the replicas first: seconds before it counts as ready.
 FIRST_LOOKUP_SECONDS = 5
 #: Prompt and answer of a request as benchmarks shape it (1024 + 1024). It only sizes how many a replica is given at
@@ -199,9 +201,9 @@ def decide(
         tolerated_taints=tuple(taint.partition("=")[0] for taint in system_taints),
         cpu=CPU,
         memory_mib=_up_to(64, BASE_MIB + draft.connections * KIB_PER_CONNECTION // 1024),
-        pre_stop_seconds=rollout.PRE_STOP_SECONDS,
+        pre_stop_seconds=PRE_STOP_SECONDS,
         hard_stop_seconds=draft.hard_stop_seconds,
-        termination_grace_seconds=rollout.PRE_STOP_SECONDS + draft.hard_stop_seconds + 10,
+        termination_grace_seconds=PRE_STOP_SECONDS + draft.hard_stop_seconds + 10,
         first_lookup_seconds=FIRST_LOOKUP_SECONDS,
     )
 
@@ -277,6 +279,9 @@ def _configuration(edge: _Draft) -> str:
 def _global(edge: _Draft) -> str:
     tls = """    ssl-default-bind-options ssl-min-ver TLSv1.2
     # Takes up a renewed certificate, without a reload.
+    .if version_atleast(3.1)
+    tune.lua.bool-sample-conversion normal
+    .endif
     lua-load certificate.lua
 """
     return f"""\
@@ -445,7 +450,8 @@ core.register_task(function()
         core.sleep(EVERY_SECONDS)
         local crt, key = read("edge.pem"), read("edge.pem.key")
         if crt and key and (crt ~= loaded.crt or key ~= loaded.key) then
-            local done, why = pcall(CertCache.set, { filename = "edge.pem", crt = crt, key = key })
+            -- Both in one, under the empty name: 3.4 no longer takes the documented `crt`.
+            local done, why = pcall(CertCache.set, { filename = "edge.pem", [""] = crt .. "\\n" .. key })
             if done then
                 loaded = { crt = crt, key = key }
                 core.Info("the renewed certificate is in use")
