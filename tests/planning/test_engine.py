@@ -76,6 +76,12 @@ def test_what_to_write_instead_of_a_removed_option_exists() -> None:
     for name, row in RULES["removed"].items():
         for option in re.findall(r"use ([a-z-]+)", row["instead"]):
             assert option in SPELLINGS, f"{name}: {option} is no option either"
+        for option, key in re.findall(r"use ([a-z-]+): \{(\w+)", row["instead"]):
+            assert key in ARGUMENTS[option].get("keys", {key: {}}), f"{name}: {option} has no key {key}"
+
+
+def test_of_every_removed_option_it_is_known_since_when() -> None:
+    assert [name for name, row in RULES["removed"].items() if row["since"] is None] == []
 
 
 def test_reserved_options_name_a_key_that_exists_or_say_why_there_is_none() -> None:
