@@ -17,6 +17,7 @@ from components.kubernetes_access import KubernetesAccess, KubernetesAccessArgs
 from components.model_access import ModelAccess, ModelAccessArgs
 from components.model_server import ModelServer, ModelServerArgs
 from components.network_policy import NetworkPolicies, NetworkPoliciesArgs
+from components.weights import WeightStore, WeightStoreArgs, WeightUploads, WeightUploadsArgs
 from planning import plan as planner
 from planning import report, settings
 from planning.findings import InvalidStack, Severity
@@ -52,8 +53,15 @@ token = pulumi.Config().get_secret("hf-token") if plan.needs_hf_token else None
 shared = ModelAccessArgs(namespace=plan.namespace, priorities=plan.priorities, hf_token=token)
 models = ModelAccess("models", shared, access.in_cluster)
 NetworkPolicies("network", NetworkPoliciesArgs(plans=plan.network_policies, access=models), access.in_cluster)
+store, uploads = None, {}
+if plan.weight_store is not None:
+    store = WeightStore("weights", WeightStoreArgs(plan=plan.weight_store, stack=plan, cluster=cluster))
+    args = WeightUploadsArgs(plans=plan.uploads, account=plan.weight_store.uploader, store=store, access=models)
+    uploads = WeightUploads("weight-uploads", args, access.in_cluster).jobs
 for model in plan.models:
-    ModelServer(model.name, ModelServerArgs(plan=model, access=models), access.in_cluster)
+    upload = uploads.get(model.weights.model_path)
+    server = ModelServerArgs(plan=model, access=models, store=store if upload else None, upload=upload)
+    ModelServer(model.name, server, access.in_cluster)
 edge = Edge("edge", EdgeArgs(plan=plan.edge, access=models), access.in_cluster)
 
 # Export.

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import base64
 import uuid
+from pathlib import Path
 from typing import Any
 
 import pulumi
@@ -237,7 +238,13 @@ def main() -> None:
         opts=inside,
     )
     _network_policies(namespace.metadata.name, inside)
-    _model(namespace.metadata.name, token.metadata.name, provider, cluster)
+    program = core.v1.ConfigMap(
+        "models-weights-program",
+        metadata=meta.v1.ObjectMetaArgs(namespace=namespace.metadata.name, labels=SHARED_LABELS),
+        data={"weights.py": (Path(__file__).parents[1] / "pod" / "weights.py").read_text()},
+        opts=inside,
+    )
+    _model(namespace.metadata.name, token.metadata.name, program.metadata.name, provider, cluster)
     _edge(namespace.metadata.name, inside)
     pulumi.export("kubeconfig", kubeconfig)
     pulumi.export("cluster", cluster.name)
@@ -365,6 +372,7 @@ def _network_policies(namespace: pulumi.Output[str], inside: pulumi.ResourceOpti
 def _model(
     namespace: pulumi.Output[str],
     token: pulumi.Output[str],
+    program: pulumi.Output[str],
     provider: kubernetes.Provider,
     cluster: containerservice.ManagedCluster,
 ) -> None:
@@ -398,7 +406,7 @@ def _model(
             progress_deadline_seconds=5580,
             template=core.v1.PodTemplateSpecArgs(
                 metadata=meta.v1.ObjectMetaArgs(labels=LABELS, annotations={"aks-vllm/config-hash": "0" * 16}),
-                spec=_pod(token),
+                spec=_pod(token, program),
             ),
         ),
         opts=pulumi.ResourceOptions(
@@ -551,7 +559,7 @@ def _edge(namespace: pulumi.Output[str], inside: pulumi.ResourceOptions) -> None
     pulumi.export("endpoint", pulumi.Output.concat("http://", address, "/v1"))
 
 
-def _pod(token: pulumi.Output[str]) -> core.v1.PodSpecArgs:
+def _pod(token: pulumi.Output[str], program: pulumi.Output[str]) -> core.v1.PodSpecArgs:
     scratch = [
         core.v1.VolumeMountArgs(name="scratch", sub_path="cache", mount_path="/var/cache/vllm"),
         core.v1.VolumeMountArgs(name="scratch", sub_path="home", mount_path="/home/vllm"),
@@ -588,19 +596,23 @@ def _pod(token: pulumi.Output[str]) -> core.v1.PodSpecArgs:
                 image=IMAGE,
                 image_pull_policy="IfNotPresent",
                 command=[
-                    *("hf", "download", "meta-llama/Llama-3.3-70B-Instruct", "--local-dir", MODEL),
-                    *("--revision", "6f6073b423013f6a7d4d9f39144961bfbfbc386b", "--exclude", "original/*"),
+                    *("python3", "/opt/aks-vllm/weights.py", "download", "meta-llama/Llama-3.3-70B-Instruct"),
+                    *("--revision", "6f6073b423013f6a7d4d9f39144961bfbfbc386b", "--to", MODEL),
+                    *("--give-up-after", "2172", "--exclude", "original/*"),
                 ],
                 env=[
                     core.v1.EnvVarArgs(name="HOME", value="/home/vllm"),
-                    core.v1.EnvVarArgs(name="HF_HOME", value="/home/vllm/.cache/huggingface"),
+                    core.v1.EnvVarArgs(name="HF_HUB_DISABLE_TELEMETRY", value="1"),
+                    core.v1.EnvVarArgs(name="PYTHONUNBUFFERED", value="1"),
                     core.v1.EnvVarArgs(name="NVIDIA_VISIBLE_DEVICES", value="void"),
                     core.v1.EnvVarArgs(name="HF_TOKEN_PATH", value="/var/run/secrets/huggingface/token"),
                 ],
+                termination_message_policy="FallbackToLogsOnError",
                 security_context=_unprivileged(),
                 volume_mounts=[
                     core.v1.VolumeMountArgs(name="weights", mount_path="/models"),
-                    *scratch,
+                    *scratch[1:],
+                    core.v1.VolumeMountArgs(name="program", mount_path="/opt/aks-vllm", read_only=True),
                     core.v1.VolumeMountArgs(name="token", mount_path="/var/run/secrets/huggingface", read_only=True),
                 ],
             )
@@ -652,6 +664,9 @@ def _pod(token: pulumi.Output[str]) -> core.v1.PodSpecArgs:
             _empty_dir("weights", "146Gi"),
             _empty_dir("scratch", "30Gi"),
             _empty_dir("shm", "16Gi", "Memory"),
+            core.v1.VolumeArgs(
+                name="program", config_map=core.v1.ConfigMapVolumeSourceArgs(name=program, default_mode=0o444)
+            ),
             core.v1.VolumeArgs(
                 name="token",
                 secret=core.v1.SecretVolumeSourceArgs(

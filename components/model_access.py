@@ -1,14 +1,18 @@
-"""Where the models live, and the one credential they may need: the Hugging Face token."""
+"""Where the models live, the program that sees to their weights, and the one credential that it may need."""
 
 from __future__ import annotations
 
 from collections.abc import Collection
 from dataclasses import dataclass
+from pathlib import Path
 
 import pulumi
 from pulumi_kubernetes import core, meta, scheduling
 
 from planning.plan import Priority
+from planning.weight_source import PROGRAM
+
+POD = Path(__file__).parents[1] / "pod"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -21,10 +25,11 @@ class ModelAccessArgs:
 
 
 class ModelAccess(pulumi.ComponentResource):
-    """The models' namespace, their priorities and, for gated models, the Secret that their init containers read."""
+    """The models' namespace, their priorities, and what init containers and upload Jobs mount: a program, a token."""
 
     namespace: pulumi.Output[str]
     priority_classes: list[scheduling.v1.PriorityClass]
+    weights_program: pulumi.Output[str]
     token_secret: pulumi.Output[str] | None
 
     def __init__(self, name: str, args: ModelAccessArgs, opts: pulumi.ResourceOptions | None = None) -> None:
@@ -51,6 +56,14 @@ class ModelAccess(pulumi.ComponentResource):
             )
             for priority in args.priorities
         ]
+        program = Path(PROGRAM).name
+        self.weights_program = core.v1.ConfigMap(
+            f"{name}-weights-program",
+            # No name, as below: a new program is a new object, and reaches running models by an ordinary rollout.
+            metadata=meta.v1.ObjectMetaArgs(namespace=self.namespace, labels=labels),
+            data={program: (POD / program).read_text()},
+            opts=pulumi.ResourceOptions(parent=self),
+        ).metadata.name
         self.token_secret = None
         if args.hf_token is not None:
             secret = core.v1.Secret(

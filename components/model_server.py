@@ -5,20 +5,23 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import pulumi
-from pulumi_kubernetes import apps, core, meta, policy
+from pulumi_kubernetes import apps, batch, core, meta, policy
 
 from components.model_access import ModelAccess
-from components.model_pod import HTTP, pod
+from components.model_pod import HTTP, WORKLOAD_IDENTITY, pod
+from components.weights import CLIENT_ID, WeightStore
 from planning.network_policy import ENGINE
 from planning.plan import ModelPlan
 
 
 @dataclass(frozen=True, kw_only=True)
 class ModelServerArgs:
-    """The model, and where it lives."""
+    """The model, where it lives, and where it streams its weights from once they are uploaded; None: it does not."""
 
     plan: ModelPlan
     access: ModelAccess
+    store: WeightStore | None = None
+    upload: batch.v1.Job | None = None
 
 
 class ModelServer(pulumi.ComponentResource):
@@ -35,9 +38,13 @@ class ModelServer(pulumi.ComponentResource):
         limit = f"{plan.startup.pulumi_timeout_minutes}m"
         timeouts = pulumi.CustomTimeouts(create=limit, update=limit)
 
+        store = args.store
+        identity = None if store is None else {CLIENT_ID: store.reader_client_id}
         account = core.v1.ServiceAccount(
             f"{name}-service-account",
-            metadata=metadata,
+            metadata=meta.v1.ObjectMetaArgs(
+                name=plan.name, namespace=args.access.namespace, labels=labels, annotations=identity
+            ),
             automount_service_account_token=False,
             opts=pulumi.ResourceOptions(parent=self),
         )
@@ -65,14 +72,19 @@ class ModelServer(pulumi.ComponentResource):
                 template=core.v1.PodTemplateSpecArgs(
                     metadata=meta.v1.ObjectMetaArgs(
                         # What the engine reads is not all in the pod spec; a change to the rest must roll too.
-                        labels=labels,
+                        labels=labels if store is None else {**labels, **WORKLOAD_IDENTITY},
                         annotations={"aks-vllm/config-hash": plan.config_hash},
                     ),
-                    spec=pod(plan, selector, args.access.token_secret if plan.preset.gated else None),
+                    spec=pod(plan, selector, args.access, None if store is None else store.account_name),
                 ),
             ),
             opts=pulumi.ResourceOptions(
-                parent=self, depends_on=[account, budget, *args.access.priority_classes], custom_timeouts=timeouts
+                parent=self,
+                depends_on=[
+                    *(account, budget, *args.access.priority_classes),
+                    *([] if args.upload is None else [args.upload]),
+                ],
+                custom_timeouts=timeouts,
             ),
         )
         # Headless: its name stands for the ready replicas themselves, and the edge chooses among them.

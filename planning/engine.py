@@ -10,7 +10,6 @@ import difflib
 import json
 import re
 from collections.abc import Callable, Collection, Iterator, Mapping
-from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -18,32 +17,20 @@ from typing import Any
 import yaml
 
 from planning.architecture import Architecture
-from planning.catalogue import PRESETS, Image, Preset, deployed_engine
+from planning.catalogue import PRESETS, Preset, deployed_engine
 from planning.findings import Finding, Problem, Severity
 from planning.memory import MemoryPlan
 from planning.option_values import NUMBERS, choose, number, text, wrong
 from planning.parallelism import Layout
 from planning.startup import StartupBudget
+from planning.weight_source import HOME
 
 #: Exec form: vLLM is process 1 of the container and gets SIGTERM itself.
 COMMAND = ("vllm", "serve")
-WEIGHTS = "/models"  # the weights volume
-HOME = "/home/vllm"  # of the image's user
 CACHE_ROOT = "/var/cache/vllm"
-TOKEN_FILE = "/var/run/secrets/huggingface/token"  # noqa: S105  a path, not a token
 
 #: Options that the layout and the memory plan decide; the rest is passed on as given.
 PLANNED = ("tensor-parallel-size", "pipeline-parallel-size", "max-model-len")
-
-
-@dataclass(frozen=True, kw_only=True)
-class DownloadPlan:
-    """The init container that fetches the weights at the pinned revision; the only one that may see the token."""
-
-    image: Image
-    command: tuple[str, ...]  # exec form
-    env: Mapping[str, str]
-    target: str  # directory inside the pod, on the weights volume
 
 
 def folder() -> Path:
@@ -363,7 +350,7 @@ def _option(name: str, text: str) -> list[str]:
 
 
 def environment(*, startup: StartupBudget) -> dict[str, str]:
-    """What the server reads from its environment. Offline: everything it needs is on the weights volume."""
+    """What the server reads from its environment. Offline: it asks Hugging Face for nothing, whatever the source."""
     return {
         "HF_HUB_OFFLINE": "1",
         "HOME": HOME,
@@ -374,23 +361,3 @@ def environment(*, startup: StartupBudget) -> dict[str, str]:
         "VLLM_ENGINE_READY_TIMEOUT_S": str(startup.engine_ready_timeout_seconds),
         "VLLM_NO_USAGE_STATS": "1",
     }
-
-
-def download(preset: Preset, revision: str | None, image: Image) -> DownloadPlan:
-    """Fetch the weights with the tool that the vLLM image carries; run again, it goes on where it stopped."""
-    target = str(Path(WEIGHTS) / preset.model_id.rpartition("/")[2] / (revision or "main"))
-    command = ["hf", "download", preset.model_id, "--local-dir", target]
-    command += ["--revision", revision] if revision else []
-    for pattern in preset.download_exclude:
-        command += ["--exclude", pattern]
-    env = {
-        "HOME": HOME,
-        "HF_HOME": f"{HOME}/.cache/huggingface",  # on scratch; the image may name another place
-        "HF_HUB_DISABLE_TELEMETRY": "1",
-        "HF_XET_HIGH_PERFORMANCE": "1",  # huggingface_hub: as many connections as the node's network takes
-        # Its image asks for all GPUs, and gets them where the NVIDIA runtime is the default one.
-        "NVIDIA_VISIBLE_DEVICES": "void",
-    }
-    if preset.gated:
-        env["HF_TOKEN_PATH"] = TOKEN_FILE
-    return DownloadPlan(image=image, command=tuple(command), env=env, target=target)

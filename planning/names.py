@@ -15,6 +15,7 @@ RESOURCE_GROUP_MAX = 90
 CLUSTER_MAX = 63
 NODE_RESOURCE_GROUP_MAX = 80
 DNS_PREFIX_MAX = 54
+STORAGE_ACCOUNT_MAX = 24
 
 #: Lower-case letters, digits and hyphens are what all four may hold; a DNS prefix ends in a letter or digit.
 _PLAIN = re.compile(r"[a-z0-9]([a-z0-9-]*[a-z0-9])?")
@@ -36,6 +37,8 @@ class Names:
     kubelet_identity: str
     log_analytics: str
     budget: str
+    weights_reader: str  # identity of the replicas that stream their weights
+    weights_uploader: str  # identity of the Jobs that put them there
 
 
 def names(stack: str) -> Names:
@@ -62,4 +65,16 @@ def names(stack: str) -> Names:
         kubelet_identity=f"id-kubelet-{stack}",
         log_analytics=f"log-aks-vllm-{stack}",
         budget=f"budget-{stack}",
+        weights_reader=f"id-aks-vllm-{stack}-weights-reader",
+        weights_uploader=f"id-aks-vllm-{stack}-weights-uploader",
     )
+
+
+def storage_account(stack: str, subscription: str) -> str:
+    """The name of the weights' storage account, which no account of anybody's may have already.
+
+    With the subscription's id in its hash, as everybody has a stack called prod; known only where the program is signed
+    in, so the report cannot show it. Lower-case letters and digits.
+    """
+    digest = hashlib.sha256(f"{subscription.lower()}/{stack}".encode()).hexdigest()
+    return f"vllmweights{digest}"[:STORAGE_ACCOUNT_MAX]

@@ -24,13 +24,13 @@ from planning import (
     serving_plan,
     serving_rate,
     startup,
+    weight_source,
 )
 from planning import cluster as cluster_plan
 from planning.capacity import CostPlan, GpuPoolPlan, QuotaNeed
 from planning.catalogue import Image, Preset, VmSize
 from planning.cluster import ClusterPlan, SystemPoolPlan
 from planning.edge import EdgePlan
-from planning.engine import DownloadPlan
 from planning.findings import Finding, InvalidStack, Problem, Severity
 from planning.memory import EngineOptions, LayoutError, MemoryPlan
 from planning.names import Names, names
@@ -41,6 +41,7 @@ from planning.rollout import RolloutPlan
 from planning.serving_plan import ServingPlan
 from planning.serving_rate import Workload
 from planning.startup import StartupBudget
+from planning.weight_source import UploadPlan, WeightsPlan, WeightStorePlan
 
 if TYPE_CHECKING:
     from planning.settings import ModelSettings, Reading, Settings
@@ -62,7 +63,6 @@ class PodResources:
     cpu: int
     memory_gib: int
     shm_gib: int  # /dev/shm, counts towards memory
-    weights_gib: int  # size limit of the weights volume, on the node's OS disk
     cache_gib: int  # size limit of the compile caches' volume
 
 
@@ -91,7 +91,7 @@ class ModelPlan:
     args: tuple[str, ...]
     env: Mapping[str, str]
     port: int
-    download: DownloadPlan
+    weights: WeightsPlan
     resources: PodResources
     node_selector: Mapping[str, str]
     tolerated_taints: tuple[str, ...]  # keys, tolerated with operator Exists
@@ -119,6 +119,8 @@ class StackPlan:
     models: tuple[ModelPlan, ...]
     edge: EdgePlan
     network_policies: tuple[NetworkPolicyPlan, ...]
+    weight_store: WeightStorePlan | None  # None: every model is downloaded by its replicas
+    uploads: tuple[UploadPlan, ...]
     cost: CostPlan
     quota: tuple[QuotaNeed, ...]
     findings: tuple[Finding, ...]
@@ -137,8 +139,7 @@ PORT = 8000  # vLLM's own
 MEMORY_SHARE, CPU_SHARE = 0.84, 5 / 6
 MEMORY_GIB_PER_GPU = 100  # pinned buffers, and the page cache while weights are read
 SHM_GIB = 16  # NCCL and the tensor parallel workers
-CACHE_GIB = 30  # compile caches, and the download's own
-WEIGHTS_HEADROOM = 1.1  # tokenizer, partial files
+CACHE_GIB = 30  # compile caches, and what a streamed model has beside its weights
 NODE_GIB = 120  # of the OS disk: system 60, two versions of the engine's image at 28.6 GB unpacked
 DISK_SHARE = 0.85  # the kubelet removes images, then pods, above it
 
@@ -185,6 +186,12 @@ def decide(settings: Settings, *, stack: str, source: str) -> StackPlan:
     cluster = cluster_plan.cluster(settings, stack)
     problems += cluster_plan.problems(settings, source)
     problems += network.problems(settings, nodes=cluster_plan.nodes(cluster, [*pools.values()]), source=source)
+    streamed = [draft.name for draft in drafts if _streamed(settings, draft)]
+    if len(streamed) > weight_source.FEDERATED_CREDENTIALS_MAX:
+        limit = f"are more than {weight_source.FEDERATED_CREDENTIALS_MAX} models that stream their weights: so many "
+        limit += "service accounts may share an identity of Azure"
+        remedy = "divide them over two stacks, or set weights: {source: hugging-face} for some"
+        problems.append(Problem(key="aks-vllm:models", value=len(streamed), limit=limit, source=source, remedy=remedy))
     if problems or not pools:
         raise InvalidStack(problems)
     demands = {size: _demands(drafts, size) for size in pools}
@@ -222,6 +229,7 @@ def decide(settings: Settings, *, stack: str, source: str) -> StackPlan:
         *_crowded(gpu_pools, demands),
         *_idle(models, gpu_pools, settings.location),
         *_disk(models, gpu_pools, placements),
+        *weight_source.findings(models, settings.environment),
         *cost_findings,
         *cluster_plan.findings(cluster),
         *_regions(gpu_pools, settings.location),
@@ -243,6 +251,8 @@ def decide(settings: Settings, *, stack: str, source: str) -> StackPlan:
         network_policies=network_policy.network_policies(
             engine_port=PORT, edge_port=front.port, edge_metrics_port=front.admin_port
         ),
+        weight_store=weight_source.store(models),
+        uploads=weight_source.uploads(models),
         cost=cost,
         quota=(*capacity.quota_needs(gpu_pools), _system_quota(cluster.system_pool)),
         findings=tuple(findings),
@@ -283,6 +293,9 @@ def _draft(settings: Settings, name: str, source: str, problems: list[Problem]) 
     if model.max_model_len is not None and "max-model-len" in options:
         limit = f"is given a second time: {settings.key(name, 'max-model-len')} is {model.max_model_len}"
         refuse("vllm.max-model-len", options.pop("max-model-len"), limit, "keep one of the two")
+
+    for key, value, limit, remedy in weight_source.objections(model.weights, settings.environment, options):
+        refuse(key, value, limit, remedy)
 
     preset = vm = None
     try:
@@ -460,14 +473,23 @@ def _model(settings: Settings, draft: _Draft, pool: GpuPoolPlan, demands: Sequen
     place = placement.places(pool.gpus_per_node, pool.count, demands)[draft.name]
     answer = rollout.longest_answer_seconds(settings.max_answer_tokens, draft.memory.max_model_len)
     drain = rollout.termination_grace_seconds(answer)
-    budget = startup.budget(preset.architecture, draft.vm, layout, drain_seconds=drain)
+    streamed = _streamed(settings, draft)
+    budget = startup.budget(preset.architecture, draft.vm, layout, drain_seconds=drain, streamed=streamed)
     update = rollout.plan_rollout(layout, place=place, nodes=pool.count, startup=budget, answer_seconds=answer)
-    download = engine.download(preset, revision, image)
+    weights = weight_source.plan_weights(
+        draft.settings.weights,
+        environment=settings.environment,
+        preset=preset,
+        revision=revision,
+        image=image,
+        startup=budget,
+        gpus_per_replica=layout.gpus_per_replica,
+    )
     served = draft.options.get("served-model-name", preset.name)
     served_name = str(served[0] if isinstance(served, list | tuple) and served else served)
     args = engine.arguments(
-        options=draft.options,
-        model_path=download.target,
+        options={**weights.options, **draft.options},
+        model_path=weights.model_path,
         served_model_name=served_name,
         port=PORT,
         layout=layout,
@@ -490,7 +512,7 @@ def _model(settings: Settings, draft: _Draft, pool: GpuPoolPlan, demands: Sequen
         args=args,
         env=environment,
         port=PORT,
-        download=download,
+        weights=weights,
         resources=_resources(draft),
         node_selector=pool.labels,
         tolerated_taints=tuple(taint.partition("=")[0] for taint in pool.taints),
@@ -498,8 +520,12 @@ def _model(settings: Settings, draft: _Draft, pool: GpuPoolPlan, demands: Sequen
         priority=_priority(place, layout.gpus_per_replica),
         startup=budget,
         rollout=update,
-        config_hash=_hash(image.reference, engine.COMMAND, args, environment, asdict(download)),
+        config_hash=_hash(image.reference, engine.COMMAND, args, environment, asdict(weights)),
     )
+
+
+def _streamed(settings: Settings, draft: _Draft) -> bool:
+    return weight_source.source(draft.settings.weights, settings.environment) == weight_source.AZURE_BLOB
 
 
 def _resources(draft: _Draft) -> PodResources:
@@ -509,13 +535,11 @@ def _resources(draft: _Draft) -> PodResources:
     # What vLLM puts into host memory on request, in GiB: weights for each GPU, KV cache for all of them.
     offloaded = gpus * float(draft.options.get("cpu-offload-gb") or 0)
     offloaded += float(draft.options.get("kv-offloading-size") or 0)
-    weights = draft.preset.architecture.checkpoint_bytes / (1 << 30)
     return PodResources(
         gpus=gpus,
         cpu=max(1, int(vm.vcpus * share * CPU_SHARE)),
         memory_gib=min(int(MEMORY_GIB_PER_GPU * gpus + offloaded), int(vm.memory_gib * share * MEMORY_SHARE)),
         shm_gib=SHM_GIB,
-        weights_gib=math.ceil(weights * WEIGHTS_HEADROOM) + 1,
         cache_gib=CACHE_GIB,
     )
 
@@ -562,6 +586,14 @@ def _steps(settings: Settings, models: Sequence[ModelPlan], stack: str) -> Itera
             remedy="Accept the licence on huggingface.co, then run "
             f"`pulumi config set --secret aks-vllm:hf-token --stack {stack}`.",
         )
+    for model in models if settings.environment != "production" else ():
+        if model.weights.source == weight_source.AZURE_BLOB and model.revision is None:
+            yield Finding(
+                severity=Severity.STEP,
+                subject=model.name,
+                message="What is uploaded once must be one commit, and the model's commit is not known yet.",
+                remedy=f"Run `make pin PRESET={model.preset.name}`, or set `aks-vllm:revision`.",
+            )
     if settings.environment != "production":
         return
     for model in {model.preset.name: model for model in models}.values():
@@ -648,7 +680,10 @@ def _disk(
     models: Sequence[ModelPlan], pools: Iterable[GpuPoolPlan], placements: Iterable[PoolPlacement]
 ) -> Iterator[Finding]:
     """Nodes whose disk the replicas' weights and caches would fill."""
-    each = {model.name: model.resources.weights_gib + model.resources.cache_gib for model in models}
+    each = {
+        model.name: model.resources.cache_gib + (0 if model.weights.storage_class else model.weights.volume_gib)
+        for model in models
+    }
     for pool, placed in zip(pools, placements, strict=True):
         planned = [sum(each[name] * held for name, held in node.replicas.items()) for node in placed.nodes]
         alone = [

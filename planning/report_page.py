@@ -199,9 +199,9 @@ def unused_gib(model: ModelPlan) -> float:
 
 
 def startup_stages(model: ModelPlan) -> dict[str, int]:
-    """Seconds of each stage, in order."""
+    """Seconds of each stage, in order; weights that are streamed arrive while they are loaded."""
     startup = model.startup
-    return {
+    stages = {
         "node": startup.node_seconds,
         "image": startup.image_seconds,
         "weights": startup.weights_seconds,
@@ -209,6 +209,7 @@ def startup_stages(model: ModelPlan) -> dict[str, int]:
         "compile": startup.compile_seconds,
         "graphs": startup.graphs_seconds,
     }
+    return {name: seconds for name, seconds in stages.items() if seconds}
 
 
 def probe_seconds(model: ModelPlan) -> int:
@@ -462,9 +463,9 @@ def _runs(model: ModelPlan, width: int, *, several: bool) -> Section:
                     (
                         "Pod",
                         f"{count(resources.gpus, 'GPU')}, {resources.cpu} CPUs, {resources.memory_gib} GiB memory "
-                        f"({resources.shm_gib} of it /dev/shm), disk {resources.weights_gib} GiB weights and "
-                        f"{resources.cache_gib} GiB caches",
+                        f"({resources.shm_gib} of it /dev/shm), {resources.cache_gib} GiB of the OS disk for caches",
                     ),
+                    ("Weights", _weights(model)),
                     (
                         "Limits",
                         f"start-up probe {duration(probe_seconds(model))}, progress deadline "
@@ -476,6 +477,15 @@ def _runs(model: ModelPlan, width: int, *, several: bool) -> Section:
             ),
         ),
     )
+
+
+def _weights(model: ModelPlan) -> str:
+    """Where they come from, and where they lie."""
+    weights = model.weights
+    if not weights.volume_gib:
+        return "streamed while they are loaded, from the stack's storage account, where a Job puts them once"
+    place = f"a volume of StorageClass {weights.storage_class}" if weights.storage_class else "the node's OS disk"
+    return f"downloaded from huggingface.co by each replica to {weights.volume_gib} GiB of {place}"
 
 
 def _nodes(plan: StackPlan) -> Section:

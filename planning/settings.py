@@ -193,6 +193,26 @@ class WorkloadSettings(_Described):
     )
 
 
+class WeightSettings(_Described):
+    """Where a model's weights come from, and where a downloaded copy lies."""
+
+    source: Literal["hugging-face", "azure-blob"] | None = Field(
+        default=None,
+        description="azure-blob: a Job uploads the weights once, replicas stream them from the stack's own storage "
+        "account and need no internet. hugging-face: every replica downloads them when it starts. Default: azure-blob "
+        "in production, hugging-face in development.",
+        examples=["azure-blob"],
+    )
+    storage_class: Text | None = Field(
+        default=None,
+        # https://kubernetes.io/docs/concepts/overview/working-with-objects/names/#dns-subdomain-names
+        pattern=r"^[a-z0-9]([a-z0-9.-]{0,251}[a-z0-9])?$",
+        description="With hugging-face: the StorageClass of a CSI driver for local NVMe disks, which must be in the "
+        "cluster already. Default: the node's OS disk.",
+        examples=["local"],
+    )
+
+
 class ModelSettings(_Described):
     """One served model."""
 
@@ -230,6 +250,11 @@ class ModelSettings(_Described):
         description="The load to plan for: layout and replicas that are left open are chosen for the lowest cost per "
         "token under it. Default: none; the report then shows a chat of 1024 and 512 tokens.",
         examples=[{"input-tokens": 1024, "output-tokens": 512, "users": 64, "max-tpot-ms": 40}],
+    )
+    weights: WeightSettings = Field(
+        default_factory=WeightSettings,
+        description="Where the weights come from: docs/weights.md says what each way costs and needs.",
+        examples=[{"source": "azure-blob"}],
     )
     vllm: dict[str, Any] = Field(
         default_factory=dict,
@@ -445,7 +470,8 @@ _GROUPS: dict[str, type[_Described]] = {
     "edge": EdgeSettings,
 }
 _WORKLOAD = tuple(field.replace("_", "-") for field in WorkloadSettings.model_fields)
-_MAPS = ("vllm", "tags", "workload", *_GROUPS)
+_WEIGHTS = tuple(field.replace("_", "-") for field in WeightSettings.model_fields)
+_MAPS = ("vllm", "tags", "workload", "weights", *_GROUPS)
 #: Their text is taken as it is; every other value of a bag is JSON.
 _TEXTS = (
     "preset",
@@ -459,7 +485,7 @@ _TEXTS = (
 )
 _EXAMPLES = {
     alias.replace("_", "-"): field.examples[0]
-    for model in (Settings, ModelSettings, WorkloadSettings, *_GROUPS.values())
+    for model in (Settings, ModelSettings, WorkloadSettings, WeightSettings, *_GROUPS.values())
     for alias, field in model.model_fields.items()
     if field.examples
 }
@@ -805,6 +831,8 @@ def _check_names(raw: dict[str, Any], refuse: Any) -> None:
                 _check_unknown(model, _FLAT, prefix.rstrip("."), refuse)
                 if isinstance(model.get("workload"), dict):
                     _check_unknown(model["workload"], _WORKLOAD, f"{prefix}workload", refuse)
+                if isinstance(model.get("weights"), dict):
+                    _check_unknown(model["weights"], _WEIGHTS, f"{prefix}weights", refuse)
     for group, kind in _GROUPS.items():
         if isinstance(raw.get(group), dict):
             known = [field.replace("_", "-") for field in kind.model_fields]
@@ -861,6 +889,7 @@ def _limit(error: Any, name: str) -> str:
     patterns = {
         "revision": "must be a commit, 40 hexadecimal digits",
         "location": "must be an Azure region's name, lower-case letters and digits",
+        "storage-class": "must be the name of a StorageClass, lower-case letters, digits, hyphens and dots",
         "kubernetes-version": "must be a version from 1.34 on, as 1.36 or 1.36.2",
         "zones": "must be a list of 1, 2 and 3",
         "capacity-reservation-group": "must be the id of a capacity reservation group",

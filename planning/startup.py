@@ -16,6 +16,13 @@ NODE_SECONDS, DRIVER_SECONDS, DRIVER_SECONDS_PER_GPU = 450, 120, 3
 IMAGE_SECONDS = 180
 #: Bytes a second from Hugging Face, seen on AKS: 29 GB in 113 s. AKS engineering blog, 2026-07-13
 DOWNLOAD_BYTES_PER_SECOND = 0.26e9
+#: Hugging Face counts requests in windows of five minutes: twice that must pass before a wait was for nothing.
+#: https://huggingface.co/docs/hub/rate-limits
+SHORTEST_DOWNLOAD_LIMIT = 600
+#: Bytes a second from Azure Blob Storage to the GPUs with the Run:ai streamer: 29 GB in 10 s on one A100 VM (AKS
+#: engineering blog, 2026-07-13). 233 GiB in 37 s, more than twice that, are published for Standard_ND96isr_H100_v5
+#: (Azure SDK blog, 2026-05-19); a node's replicas share the lower figure here.
+STREAM_BYTES_PER_SECOND = 2.95e9
 #: Bytes a second from the node's disk to the GPUs: 29 GB in 74 s. The same source
 LOAD_BYTES_PER_SECOND = 0.39e9
 #: A cold torch.compile of a large model, and profiling with CUDA graph capture. vllm-project/vllm#19824
@@ -36,13 +43,16 @@ class StartupBudget:
 
     node_seconds: int  # VM allocation, boot, join, GPU driver
     image_seconds: int
-    weights_seconds: int  # download by the init container
-    load_seconds: int  # disk to GPU
+    weights_seconds: int  # download by the init container; 0 where weights are streamed
+    load_seconds: int  # disk to GPU, or storage account to GPU
     compile_seconds: int
     graphs_seconds: int  # CUDA graph capture and the rest of engine initialisation
     total_seconds: int  # cold: a fresh node to the first answer
     restart_seconds: int  # a new pod; the node is there with the image, weights are fetched again
     container_restart_seconds: int  # in the same pod: its weights and compile caches are kept
+    weights_limit_seconds: int  # after it the init container says why it gives up
+    upload_seconds: int  # the Job that fills the storage account, once; 0 where weights are not streamed
+    upload_limit_seconds: int  # after it the Job's program says why it gives up
     engine_ready_timeout_seconds: int  # VLLM_ENGINE_READY_TIMEOUT_S, a little less than the whole probe
     startup_probe_period_seconds: int
     startup_probe_failure_threshold: int
@@ -50,15 +60,19 @@ class StartupBudget:
     pulumi_timeout_minutes: int  # custom timeouts of Deployment and Service; longer than the deadline
 
 
-def budget(architecture: Architecture, vm: VmSize, layout: Layout, *, drain_seconds: int = 0) -> StartupBudget:
+def budget(
+    architecture: Architecture, vm: VmSize, layout: Layout, *, drain_seconds: int = 0, streamed: bool = False
+) -> StartupBudget:
     """The budget of one replica. Stages are seconds as published for such parts; every limit is derived from them.
 
     `drain_seconds`: how long the replica that is replaced may still hold its GPUs (its termination grace period).
+    `streamed`: the weights come from a storage account while they are loaded, not from Hugging Face before.
     """
     size = architecture.checkpoint_bytes
+    download = math.ceil(size / DOWNLOAD_BYTES_PER_SECOND)
     node = NODE_SECONDS + DRIVER_SECONDS + DRIVER_SECONDS_PER_GPU * vm.gpus
-    weights = math.ceil(size / DOWNLOAD_BYTES_PER_SECOND)
-    load = math.ceil(size / LOAD_BYTES_PER_SECOND)
+    weights, upload = (0, IMAGE_SECONDS + download) if streamed else (download, 0)
+    load = math.ceil(size / (STREAM_BYTES_PER_SECOND if streamed else LOAD_BYTES_PER_SECOND))
     # Replicas that start together share the node's network and disk. As many as a node may hold, not as there are: a
     # probe is part of the pod, and adding a replica must not restart the others.
     together = layout.replicas_per_node
@@ -68,7 +82,8 @@ def budget(architecture: Architecture, vm: VmSize, layout: Layout, *, drain_seco
     probe = threshold * PROBE_PERIOD_SECONDS
     # The probe begins after the init container; the deadline begins with the pod, maybe before its node, and before
     # the replica in its place is gone.
-    deadline = drain_seconds + probe + MARGIN * (weights * together + IMAGE_SECONDS + node)
+    fetch = max(SHORTEST_DOWNLOAD_LIMIT, MARGIN * weights * together)
+    deadline = drain_seconds + probe + fetch + MARGIN * (IMAGE_SECONDS + node)
     # Replicas are replaced one after the other, and the deadline begins anew with each: one may need all of it.
     update = deadline + (layout.replicas - 1) * (drain_seconds + MARGIN * (weights + engine))
     return StartupBudget(
@@ -81,6 +96,9 @@ def budget(architecture: Architecture, vm: VmSize, layout: Layout, *, drain_seco
         total_seconds=node + IMAGE_SECONDS + weights + engine,
         restart_seconds=weights + engine,
         container_restart_seconds=load + GRAPHS_SECONDS,
+        weights_limit_seconds=fetch,
+        upload_seconds=upload,
+        upload_limit_seconds=max(SHORTEST_LIMIT, MARGIN * download) if streamed else 0,
         engine_ready_timeout_seconds=probe - ENGINE_GIVES_UP_EARLIER,
         startup_probe_period_seconds=PROBE_PERIOD_SECONDS,
         startup_probe_failure_threshold=threshold,

@@ -54,12 +54,17 @@ CLUSTER = "azure-native:containerservice:ManagedCluster"
 POOL = "azure-native:containerservice:AgentPool"
 GRANT = "azure-native:authorization:RoleAssignment"
 IDENTITY = "azure-native:managedidentity:UserAssignedIdentity"
+CREDENTIAL = "azure-native:managedidentity:FederatedIdentityCredential"
+ACCOUNT = "azure-native:storage:StorageAccount"
+CONTAINER = "azure-native:storage:BlobContainer"
 NETWORK = "azure-native:network:VirtualNetwork"
 PUBLIC_IP = "azure-native:network:PublicIPAddress"
 #: Roles that a cluster's identity needs before AKS begins, by what they are on.
 #: https://learn.microsoft.com/azure/aks/configure-azure-cni-overlay, https://learn.microsoft.com/azure/aks/use-managed-identity
 NETWORK_CONTRIBUTOR, IDENTITY_OPERATOR = "4d97b98b-1d4f-4787-a291-c67834d212e7", "f1a07417-d97a-45cb-824c-7a7467783830"
 
+#: Microsoft Learn, considerations and restrictions for federated identity credentials.
+CREDENTIALS_MAX = 20
 #: Pods that a node takes where the pool does not say (Microsoft Learn, Azure CNI Overlay).
 DEFAULT_MAX_PODS = 250
 #: GiB of a node's disk where the pool does not say (Microsoft Learn, AKS node OS disk).
@@ -309,13 +314,14 @@ class SimulatedAzure(sdk.Provider):
 
     @contextmanager
     def _operation(self, verb: str, type_: str, id_: str) -> Generator[None]:
-        """Azure runs one operation on a cluster and its pools at a time (Azure/AKS#2880)."""
-        key = _cluster_of(id_).lower()
+        """Azure runs one operation on a cluster and its pools at a time (Azure/AKS#2880), and on an identity's
+        credentials (Microsoft Learn, considerations and restrictions for federated identity credentials)."""
+        key = (_parent(id_) if type_ == CREDENTIAL else _cluster_of(id_)).lower()
         words = f"{verb} {_title(type_, id_)}"
         with self._lock:
             if key in self._busy:
                 message = f"{words}: another operation ({self._busy[key]}) is in progress; try again when it is done"
-                raise AzureError(409, "OperationNotAllowed", message)
+                raise AzureError(409, _BUSY.get(type_, "OperationNotAllowed"), message)
             self._busy[key] = words
         try:
             yield
@@ -343,6 +349,10 @@ class SimulatedAzure(sdk.Provider):
                 self._require_subnet(pool, plain.get("networkProfile", {}), resources)
         if type_ == POOL:
             self._require_subnet(plain, {}, resources)
+        if type_ in (CREDENTIAL, CONTAINER) and _parent(id_).lower() not in resources:
+            raise AzureError(404, "ParentResourceNotFound", f"{_parent(id_)} does not exist")
+        if type_ in (CREDENTIAL, ACCOUNT, CONTAINER):
+            self._admit_storage(type_, id_, plain, resources)
         if type_ == CLUSTER and any(r["type"] == CLUSTER and r["id"] != id_ for r in resources.values()):
             raise AzureError(
                 400, "NotSupportedInTheSandbox", "this machine runs one control plane: one cluster a stack"
@@ -405,6 +415,23 @@ class SimulatedAzure(sdk.Provider):
             text = json.dumps(other["inputs"]).lower()
             if other["type"] != GRANT and (f'"{id_.lower()}"' in text or f'"{id_.lower()}/' in text):
                 raise AzureError(409, "InUseCannotBeDeleted", f"{id_} is used by {other['id']}")
+
+    def _admit_storage(self, type_: str, id_: str, plain: Json, resources: Mapping[str, Json]) -> None:
+        """Accounts and containers, and the credentials of identities that come for them."""
+        others = [r for r in resources.values() if r["type"] == type_ and r["id"].lower() != id_.lower()]
+        if type_ == ACCOUNT and any(other["inputs"]["accountName"] == plain["accountName"] for other in others):
+            raise AzureError(409, "StorageAccountAlreadyTaken", f"the account name {plain['accountName']} is taken")
+        permits = type_ == CONTAINER and resources[_parent(id_).lower()]["inputs"].get("allowBlobPublicAccess", False)
+        if type_ == CONTAINER and plain.get("publicAccess", "None") != "None" and not permits:
+            raise AzureError(409, "PublicAccessNotPermitted", f"{id_}: its account permits no public access")
+        if type_ == CREDENTIAL:
+            siblings = [other["inputs"] for other in others if _parent(other["id"]).lower() == _parent(id_).lower()]
+            if len(plain["audiences"]) != 1:
+                raise AzureError(400, "BadRequest", f"{id_}: audiences must hold one value")
+            if len(siblings) >= CREDENTIALS_MAX:
+                raise AzureError(400, "BadRequest", f"{_parent(id_)} has {CREDENTIALS_MAX} credentials already")
+            if any(other["issuer"] == plain["issuer"] and other["subject"] == plain["subject"] for other in siblings):
+                raise AzureError(409, "Conflict", f"{id_}: its issuer and subject are another credential's")
 
     def _require_quota(self, type_: str, id_: str, plain: Json, resources: Mapping[str, Json]) -> None:
         pools = plain.get("agentPoolProfiles", []) if type_ == CLUSTER else [plain]
@@ -481,9 +508,14 @@ class SimulatedAzure(sdk.Provider):
         plain = reveal(dict(inputs))
         plain |= {key: plain[key].strip("/") for key in ("scope", "resourceUri") if key in plain}
         group = f"/subscriptions/{rules()['client']['subscriptionId']}/resourceGroups/{plain.get('resourceGroupName')}"
-        cluster = f"{group}/providers/Microsoft.ContainerService/managedClusters/{plain.get('resourceName')}"
-        template = rules()["resources"][type_]["id"]
-        return template.format(**rules()["client"] | plain | {"group": group, "cluster": cluster})
+        providers = f"{group}/providers"
+        parents = {
+            "group": group,
+            "cluster": f"{providers}/Microsoft.ContainerService/managedClusters/{plain.get('resourceName')}",
+            "identity": f"{providers}/Microsoft.ManagedIdentity/userAssignedIdentities/{plain.get('resourceName')}",
+            "account": f"{providers}/Microsoft.Storage/storageAccounts/{plain.get('accountName')}",
+        }
+        return rules()["resources"][type_]["id"].format(**rules()["client"] | plain | parents)
 
     def _existing(self, id_: str) -> Json:
         with self._lock:
@@ -514,6 +546,14 @@ class SimulatedAzure(sdk.Provider):
         if type_ == NETWORK:
             subnets = values.get("subnets", [])
             values["subnets"] = [each | {"id": f"{id_}/subnets/{each['name']}"} for each in subnets]
+        if type_ == ACCOUNT:
+            location = values["location"]
+            values |= {"primaryEndpoints": {"blob": f"https://{values['name']}.blob.core.windows.net/"}}
+            values |= {
+                "primaryLocation": location,
+                "statusOfPrimary": "available",
+                "creationTime": "2026-01-01T00:00:00Z",
+            }
         if type_ == IDENTITY:
             values |= {"principalId": _guid(id_, "principal"), "clientId": _guid(id_, "client")}
             values["tenantId"] = rules()["client"]["tenantId"]
@@ -583,6 +623,15 @@ def _schema(type_: str) -> ResourceSchema:
 def _cluster_of(id_: str) -> str:
     """The cluster that a pool or a maintenance configuration belongs to; anything else is its own."""
     return re.split(r"/(?:agentPools|maintenanceConfigurations)/", id_)[0]
+
+
+def _parent(id_: str) -> str:
+    """What a credential or a container belongs to."""
+    return re.split("/(?:federatedIdentityCredentials|blobServices)/", id_)[0]
+
+
+#: What Azure calls a second operation where it is not OperationNotAllowed.
+_BUSY = {CREDENTIAL: "ConcurrentFederatedIdentityCredentialsWritesForSingleManagedIdentity"}
 
 
 def _title(type_: str, id_: str) -> str:

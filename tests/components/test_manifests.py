@@ -67,7 +67,11 @@ def test_model_pods_meet_the_restricted_level_their_namespace_enforces(recorded:
     for container in [*pod["initContainers"], *pod["containers"]]:
         assert container["securityContext"]["allowPrivilegeEscalation"] is False
         assert container["securityContext"]["capabilities"] == {"drop": ["ALL"]}
-    assert {kind for volume in pod["volumes"] for kind in volume if kind != "name"} <= {"emptyDir", "secret"}
+    assert {kind for volume in pod["volumes"] for kind in volume if kind != "name"} <= {
+        "emptyDir",
+        "secret",
+        "configMap",
+    }
 
 
 def test_every_empty_dir_has_a_limit(deployment: Registration) -> None:

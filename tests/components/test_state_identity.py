@@ -9,7 +9,17 @@ from typing import Any
 import pytest
 
 from sandbox.engine import Recording
-from tests.components.harness import AGENT_POOL, CLUSTER, DEPLOYMENT, NETWORK, RESOURCE_GROUP, ROOT, Record
+from tests.components.harness import (
+    AGENT_POOL,
+    BLOB_CONTAINER,
+    CLUSTER,
+    DEPLOYMENT,
+    NETWORK,
+    RESOURCE_GROUP,
+    ROOT,
+    STORAGE_ACCOUNT,
+    Record,
+)
 
 #: Azure/AKS refuses to change these on an existing pool (pulumi-azure-native#959 and the AKS API), and the provider
 #: does not know it.
@@ -43,6 +53,7 @@ def _urns(recording: Recording) -> set[str]:
         {"max_model_len": 4096},
         {"location": "westus"},
         {"environment": "production"},
+        {"weights": {"storage-class": "local"}},
         {"protect": True},
         {"gpu_nodes": {"min": 1, "max": 3}},
         {"vllm": {"max-num-seqs": 32}},
@@ -58,6 +69,12 @@ def _urns(recording: Recording) -> set[str]:
 )
 def test_no_setting_renames_anything_in_state(recorded: Record, setting: dict[str, Any]) -> None:
     assert _urns(recorded()) <= _urns(recorded(**setting)), f"{setting} would delete and recreate what it renames"
+
+
+def test_another_source_of_weights_adds_what_it_needs_and_renames_nothing(recorded: Record) -> None:
+    downloaded, streamed = (_urns(recorded(weights={"source": source})) for source in ("hugging-face", "azure-blob"))
+    assert downloaded < streamed
+    assert all("::weight" in urn for urn in streamed - downloaded)
 
 
 def test_another_preset_replaces_no_part_of_the_cluster(recorded: Record) -> None:
@@ -90,13 +107,12 @@ def test_the_selector_is_two_labels_whatever_the_settings(recorded: Record) -> N
     ],
     ids=str,
 )
-def test_production_protects_cluster_group_and_network_and_nothing_else(
+def test_production_protects_cluster_group_network_and_weights_and_nothing_else(
     recorded: Record, settings: dict[str, Any], protected: bool
 ) -> None:
-    found = {r.type for r in recorded(**settings).registrations if r.protect}
-    assert found == ({CLUSTER, RESOURCE_GROUP, NETWORK} if protected else set()), (
-        "protected pools could not be replaced"
-    )
+    found = {r.type for r in recorded(weights={"source": "azure-blob"}, **settings).registrations if r.protect}
+    expected = {CLUSTER, RESOURCE_GROUP, NETWORK, STORAGE_ACCOUNT, BLOB_CONTAINER}
+    assert found == (expected if protected else set()), "protected pools could not be replaced"
 
 
 @pytest.mark.parametrize(

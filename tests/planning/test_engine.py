@@ -6,7 +6,6 @@ import argparse
 import json
 import re
 from collections.abc import Callable, Mapping, Sequence
-from itertools import pairwise
 from typing import Any
 
 import pytest
@@ -461,25 +460,3 @@ def test_caches_lie_in_folders_of_their_own() -> None:
     environment = engine.environment(startup=BUDGET)
     paths = [environment["VLLM_CACHE_ROOT"], environment["HOME"], "/tmp", "/models"]  # noqa: S108  a mount point
     assert not [(a, b) for a in paths for b in paths if a != b and f"{a}/".startswith(f"{b}/")], "mounts would overlap"
-
-
-@pytest.mark.parametrize("name", catalogue.preset_names())
-def test_the_download_is_pinned_and_goes_where_vllm_reads(name: str) -> None:
-    preset = catalogue.preset(name)
-    download = engine.download(preset, "abc", catalogue.image("vllm"))
-    command = list(download.command)
-    assert command[:3] == ["hf", "download", preset.model_id]
-    assert command[command.index("--revision") + 1] == "abc"
-    assert command[command.index("--local-dir") + 1] == download.target
-    assert download.target.endswith("/abc"), "two revisions never share a folder"
-    excluded = [after for word, after in pairwise(command) if word == "--exclude"]
-    assert tuple(excluded) == preset.download_exclude
-    assert download.env["NVIDIA_VISIBLE_DEVICES"] == "void", "it would see GPUs that it did not ask for"
-    assert ("HF_TOKEN_PATH" in download.env) == preset.gated, "who needs no token gets none"
-    assert "HF_HUB_OFFLINE" not in download.env
-
-
-def test_without_a_commit_the_main_branch_is_fetched() -> None:
-    download = engine.download(PRESET, None, catalogue.image("vllm"))
-    assert "--revision" not in download.command
-    assert download.target.endswith("/main")
