@@ -59,7 +59,7 @@ def test_up_places_two_replicas_of_four_gpus_on_one_node(project: Project, deplo
     assert set(deployed["changes"]) <= {"create"}, "nothing was there before"
     status = project.run("status")
     assert status["stack"] == "sandbox"
-    (workload,) = status["workloads"]
+    (workload,) = [each for each in status["workloads"] if each["name"] != "edge"]
     assert (workload["name"], workload["namespace"]) == ("model", "vllm")
     assert (workload["replicas"], workload["ready"], workload["gpus_per_replica"]) == (2, 2, 4)
     assert len(workload["nodes"]) == 1, "both replicas share the only node"
@@ -97,7 +97,9 @@ def test_a_new_context_length_changes_the_deployment_alone_and_keeps_serving(
     assert changed(result) == changed(preview), "an update does what its preview said"
     assert min(watch.seen) < 2, "no rollout was seen: the check has proved nothing"
     assert min(watch.seen) >= 1, f"ready replicas during the update: {watch.seen}"
-    pods = plain(client.CoreV1Api(project.api()).list_namespaced_pod("vllm"))["items"]
+    pods = plain(
+        client.CoreV1Api(project.api()).list_namespaced_pod("vllm", label_selector="app.kubernetes.io/name=vllm")
+    )["items"]
     arguments = [p["spec"]["containers"][0]["args"] for p in pods if "deletionTimestamp" not in p["metadata"]]
     assert len(arguments) == 2
     for one in arguments:
