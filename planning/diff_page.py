@@ -19,21 +19,27 @@ def as_json(diff: StackDiff) -> dict[str, Any]:
 
 def as_markdown(diff: StackDiff) -> str:
     """For a pull request's comment."""
-    lines = [f"## aks-vllm: stack {diff.stack}", "", f"{_cap(diff.before)} → {diff.after}.", ""]
-    lines += [f"- {_mark(diff, sentence)}{escaped(sentence)}" for sentence in diff.verdict]
+    return "\n\n".join(markdown_blocks(diff)) + "\n"
+
+
+def markdown_blocks(diff: StackDiff) -> list[str]:
+    """The head, which has the answer, and a block for each model, table and list, most important first."""
+    head = [f"## aks-vllm: stack {diff.stack}", "", f"{_cap(diff.before)} → {diff.after}.", ""]
+    head += [f"- {_mark(diff, sentence)}{escaped(sentence)}" for sentence in diff.verdict]
     for title, problems in _problems(diff):
-        lines += ["", f"**{title}**", "", *(f"- {escaped(problem)}" for problem in problems)]
+        head += ["", f"**{title}**", "", *(f"- {escaped(problem)}" for problem in problems)]
+    blocks = ["\n".join(head)]
     for model in diff.models:
-        lines += ["", f"### {_heading(model)}"]
-        lines += _table(model.lines)
+        lines = [f"### {_heading(model)}", *_table(model.lines)]
         if model.removed or model.added:
             options = [*(f"- {option}" for option in model.removed), *(f"+ {option}" for option in model.added)]
             lines += ["", "```diff", *(_fenced(option) for option in options), "```"]
-    for title, rows in _tables(diff):
-        lines += ["", f"### {title}", *_table(rows)]
-    for title, texts in _lists(diff):
-        lines += ["", f"### {title}", "", *(f"- {escaped(text)}" for text in texts)]
-    return "\n".join(lines) + "\n"
+        blocks.append("\n".join(lines))
+    blocks += ["\n".join([f"### {title}", *_table(rows)]) for title, rows in _tables(diff)]
+    blocks += [
+        "\n".join([f"### {title}", "", *(f"- {escaped(text)}" for text in texts)]) for title, texts in _lists(diff)
+    ]
+    return blocks
 
 
 def as_text(diff: StackDiff) -> str:
