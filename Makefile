@@ -45,6 +45,15 @@ fit-serving: $(READY) ## fit the constants of the serving rate on bench/data/ser
 presets: $(READY) ## the models there are presets for
 	@$(RUN) -m planning presets
 
+rehearse: $(READY) ## preview, deploy, verify and roll back on this machine: make rehearse STACK=prod SET="max-model-len=65536"
+	@$(RUN) -m gitops rehearse $(if $(filter command line,$(origin STACK)),--stack $(STACK)) $(OVERRIDES)
+
+policy: $(READY) ## the policies on what a stack declares, offline: make policy STACK=prod
+	@$(RUN) -m gitops policy --stack $(STACK)
+
+bootstrap-backend: $(READY) ## print the commands that make state and secrets storage in Azure, each explained; runs none
+	@$(RUN) -m gitops backend $(if $(filter command line,$(origin STACK)),--stack $(STACK))
+
 pin: $(READY) ## fill unknown revisions and digests, online: make pin PRESET=qwen3-8b
 	@$(RUN) -m preflight.pin $(PRESET)
 
@@ -84,9 +93,16 @@ clean: ## remove the virtual environment and tool caches
 requirements: ## regenerate requirements*.txt from pyproject.toml (needs `uv` on PATH)
 	uv pip compile pyproject.toml $(COMPILE) -o requirements.txt
 	uv pip compile pyproject.toml --group dev $(COMPILE) -o requirements-dev.txt
+	uv pip compile policy/requirements.in $(COMPILE) -o policy/requirements.txt
 	uv pip compile --group engine $(COMPILE) -o requirements-engine.txt
 
 COMPILE := --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-header --quiet
+
+# The policy pack's own environment, for the Pulumi CLI: its SDK wants an older protobuf.
+policy/venv/.ready: policy/requirements.txt
+	@$(PYTHON) -m venv policy/venv
+	@policy/venv/bin/python -m pip install --quiet --disable-pip-version-check --require-hashes --requirement $<
+	@touch $@
 
 # The stamp comes last: an interrupted installation is taken up again.
 $(READY): requirements-dev.txt

@@ -1,4 +1,4 @@
-"""The steps of the workflows: `stacks`, `preview`, `policy`, `deploy`, `drift`, `rehearse` and `backend`.
+"""The steps of the workflows: what a change touches, previews, policies, deployment, drift, and the rehearsal of all.
 
 Exit codes: 0 done, 1 failed, refused or rolled back, 2 the input is wrong. Words go to standard error; standard output
 has what the next step takes.
@@ -54,7 +54,8 @@ def _parser() -> argparse.ArgumentParser:
     stacks.add_argument("--base", required=True, help="the git revision before the change")
 
     shown = command("preview", _preview, "the comment for a pull request")
-    shown.add_argument("--base", required=True, help="the stack before: a git revision, or a stack file")
+    words = "the stack before: a git revision, a stack file, or last-good: the revision that was deployed last"
+    shown.add_argument("--base", required=True, help=words)
     shown.add_argument("--footer", default="", help="a last line, such as where the job's log is")
 
     checked = command("policy", _policy, "the policies on what the program declares, offline")
@@ -72,6 +73,13 @@ def _parser() -> argparse.ArgumentParser:
         parser_.add_argument(
             "--out", type=Path, metavar="FILE", help="where the Markdown goes (default: standard output)"
         )
+
+    posted = command("post", _post, "the comment on a pull request, edited in place")
+    posted.add_argument("--number", required=True, type=int, help="of the pull request")
+    issued = command("issue", _issue, "the issue on a stack's drift, opened or brought up to date")
+    for parser_ in (posted, issued):
+        parser_.add_argument("--stack", required=True, help="stacks/Pulumi.STACK.yaml")
+        parser_.add_argument("--body", required=True, type=Path, metavar="FILE", help="the Markdown")
 
     rehearsed = command("rehearse", _rehearse, "preview, deploy, verify and roll back on this machine's sandbox")
     rehearsed.add_argument("--stack", default="prod", help="(default: %(default)s)")
@@ -109,9 +117,8 @@ def touched(files: Sequence[str], stacks: Sequence[str]) -> list[str]:
 
 def _preview(options: argparse.Namespace) -> int:
     """The comment, whatever it has to say; 1 where an update would be refused."""
-    compared = diff.compare(
-        revision.of_base(options.base, options.stack), revision.working_tree(options.stack), options.stack
-    )
+    before = _before(options)
+    compared = diff.compare(before, revision.working_tree(options.stack), options.stack)
     head, *details = diff_page.markdown_blocks(compared)
     blocks, refused = [head], bool(compared.problems_after)
     if not refused and options.stack in settings.stacks():
@@ -123,6 +130,18 @@ def _preview(options: argparse.Namespace) -> int:
             blocks.append(_preflight(options.stack))
     _write(options.out, comment.write(options.stack, blocks, options.footer))
     return 1 if refused else 0
+
+
+def _before(options: argparse.Namespace) -> diff.Side:
+    """The stack before the change; a stack that was never deployed is new."""
+    base = options.base
+    if base == "last-good":
+        from gitops import tools
+
+        base = tools.of(options.tool, options.stack, ROOT).last_good() if options.tool != "nothing" else None
+        if base is None:
+            return diff.Side(label="nothing deployed", config={})
+    return revision.of_base(base, options.stack)
 
 
 def _shown(name: str, stack: str) -> tuple[list[str], bool]:
@@ -189,6 +208,28 @@ def _drift(options: argparse.Namespace) -> int:
     text = comment.write(options.stack, preview.blocks(found, title), "docs/drift.md says what to do.")
     _write(options.out, text)
     return 1 if found.problems else 0
+
+
+def _post(options: argparse.Namespace) -> int:
+    from gitops import github
+
+    try:
+        say(github.post(options.stack, options.number, options.body))
+    except github.GitHubError as error:
+        say(str(error))
+        return 1
+    return 0
+
+
+def _issue(options: argparse.Namespace) -> int:
+    from gitops import github
+
+    try:
+        say(github.issue(options.stack, f"Stack {options.stack} is not as declared", options.body))
+    except github.GitHubError as error:
+        say(str(error))
+        return 1
+    return 0
 
 
 def _rehearse(options: argparse.Namespace) -> int:
