@@ -132,10 +132,20 @@ IN_THE_POD = (
     "rollout.pre_stop_seconds",
     "rollout.termination_grace_seconds",
 )
-#: Of a GPU pool's plan, what an existing pool cannot change (components/gpu_pool.py).
-REPLACES_POOL = ("vm_size", "os_disk_size_gb", "os_disk_type", "driver")
-#: Of the cluster's plan, what replaces it (pulumi-azure-native's list, see sandbox/azure-rules.yaml).
-REPLACES_CLUSTER = ("location", "pod_cidr", "service_cidr", "dns_service_ip")
+#: Of a GPU pool's plan, why Azure calls for another pool: its name there is made from these (planning/capacity.py).
+REPLACES_POOL = ("vm_size", "os_disk_size_gb", "os_disk_type", "driver", "zones", "spot", "capacity_reservation_group")
+#: What replaces the cluster (pulumi-azure-native's list, see sandbox/azure-rules.yaml).
+REPLACES_CLUSTER = (
+    "cluster.location",
+    "cluster.network.pod_cidr",
+    "cluster.network.service_cidr",
+    "cluster.network.dns_service_ip",
+    "cluster.network.outbound_type",
+    "names.resource_group",
+    "names.cluster",
+    "names.node_resource_group",
+    "names.dns_prefix",
+)
 
 TOKEN = "aks-vllm:hf-token"  # noqa: S105  the key, not the value
 
@@ -189,7 +199,7 @@ def _verdict(before: Side, after: Side, consequences: Sequence[Consequence]) -> 
         yield from _summary(after.plan)
         return
     said = [each.sentence for each in consequences if each.kind not in (Kind.NONE, Kind.IN_PLACE)]
-    said += _news(before.plan, after.plan)
+    said += [*_news(before.plan, after.plan), *_exposure(before.plan, after.plan)]
     yield from said or [NOTHING]
     yield from (each.sentence for each in consequences if each.kind is Kind.IN_PLACE)
     yield from _money(before.plan, after.plan)
@@ -239,6 +249,13 @@ def _news(old: Document, new: Document) -> Iterator[str]:
             )
 
 
+def _exposure(old: Document, new: Document) -> Iterator[str]:
+    """Who reaches what."""
+    before, after = _said(_api_server, old), _said(_api_server, new)
+    if before != after:
+        yield f"Exposure: the API server's access is {after} instead of {before}."
+
+
 def _money(old: Document, new: Document) -> Iterator[str]:
     then, now = old["cost"]["gpu_pools_per_hour"], new["cost"]["gpu_pools_per_hour"]
     if then == now:
@@ -270,9 +287,10 @@ def _consequences(before: Side, after: Side) -> Iterator[Consequence]:
 
 def _cluster(old: Document, new: Document) -> Iterator[Consequence]:
     was, now = old["cluster"], new["cluster"]
-    changed = [key for key in REPLACES_CLUSTER if was.get(key) != now.get(key)]
-    changed += [
-        f"the name of the {key.replace('_', ' ')}" for key in old["names"] if old["names"][key] != new["names"].get(key)
+    changed = [
+        path.rpartition(".")[2].replace("_", " ")
+        for path in REPLACES_CLUSTER
+        if _at(old, path) is not None and _at(old, path) != _at(new, path)
     ]
     if changed:
         minutes = _minutes(CLUSTER_SECONDS + max(model["startup"]["total_seconds"] for model in new["models"]))
@@ -281,7 +299,7 @@ def _cluster(old: Document, new: Document) -> Iterator[Consequence]:
             kind=Kind.CLUSTER,
             subject="cluster",
             outage_minutes=minutes,
-            sentence=f"The cluster is replaced ({_and(key.replace('_', ' ') for key in changed)}): an outage of all "
+            sentence=f"The cluster is replaced ({_and(changed)}): an outage of all "
             f"models of about {minutes} minutes, and the time Azure takes to delete the old one.{refused}",
         )
         return
@@ -319,15 +337,9 @@ def _pools(old: Document, new: Document) -> Iterator[tuple[Consequence, str | No
             yield Consequence(kind=Kind.IN_PLACE, subject=name, sentence=f"GPU nodes: {words}."), None
     for name in [name for name in news if name in olds]:
         was, now = olds[name], news[name]
-        changed = [key.replace("_", " ") for key in REPLACES_POOL if was.get(key) != now.get(key)]
-        if changed:
-            models = [model for model in new["models"] if model["layout"]["pool"] == name]
-            minutes = _minutes(max(model["startup"]["total_seconds"] for model in models))
-            sentence = f"GPU nodes are replaced ({_and(changed)} of pool {name}): an outage of about {minutes} minutes "
-            sentence += (
-                f"for {_and(model['name'] for model in models)}, and the time Azure takes to delete the old nodes."
-            )
-            yield Consequence(kind=Kind.NODES, subject=name, outage_minutes=minutes, sentence=sentence), name
+        changed = [key.replace("_", " ") for key in REPLACES_POOL if key in was and was[key] != now.get(key)]
+        if changed or was.get("agent_pool_name") != now.get("agent_pool_name"):
+            yield _replaced_pool(now, new, changed), name
         elif now["count"] < was["count"]:
             fewer = was["count"] - now["count"]
             yield (
@@ -342,6 +354,29 @@ def _pools(old: Document, new: Document) -> Iterator[tuple[Consequence, str | No
         elif any(was.get(key) != now.get(key) for key in ("count", "min_count", "max_count", "autoscale")):
             text = f"Pool {name} in place: {_nodes(was)} → {_nodes(now)}."
             yield Consequence(kind=Kind.IN_PLACE, subject=name, sentence=text), None
+
+
+def _replaced_pool(pool: Document, new: Document, changed: Sequence[str]) -> Consequence:
+    """A pool that Azure cannot change. Made first, its nodes are there when the old ones are drained."""
+    models = [model for model in new["models"] if model["layout"]["pool"] == pool["name"]]
+    names, why = _and(model["name"] for model in models), f" ({_and(changed)})" if changed else ""
+    if not pool.get("create_first"):
+        minutes = _minutes(max(model["startup"]["total_seconds"] for model in models))
+        sentence = f"GPU nodes are replaced{why}, the old ones first, as quota does not hold both: an outage of about "
+        sentence += f"{minutes} minutes for {names}, and the time Azure takes to delete the old nodes."
+    else:
+        minutes = 0
+        # The disruption budget lets so many go at once; the others serve until those are ready on the new nodes.
+        dark = [m for m in models if m["rollout"]["pdb_max_unavailable"] >= m["layout"]["replicas"]]
+        sentence = (
+            f"GPU nodes are replaced{why}: the new ones are made first, then replicas move when the old ones are "
+        )
+        sentence += "drained. Quota must allow both, and both are paid for meanwhile."
+        if dark:
+            minutes = _minutes(max(m["startup"]["restart_seconds"] + m["startup"]["image_seconds"] for m in dark))
+            moved = _and(model["name"] for model in dark)
+            sentence += f" All replicas of {moved} move at once: an outage of about {minutes} minutes."
+    return Consequence(kind=Kind.NODES, subject=pool["name"], outage_minutes=minutes, sentence=sentence)
 
 
 def _model_consequences(old: Document, new: Document, *, token: bool, rebuilt: set[str]) -> Iterator[Consequence]:
@@ -512,6 +547,23 @@ def _probe(model: Document) -> str:
     return f"{startup['startup_probe_period_seconds'] * startup['startup_probe_failure_threshold']} s"
 
 
+def _speed(model: Document) -> str:
+    serving = model["serving"]
+    if not serving["decided"]:
+        return serving["not_modelled"]
+    users, rate = serving["workload"]["users"], serving["decided"]["rate"]
+    token, first = rate["time_per_output_token_ms"], rate["time_to_first_token_ms"]
+    return (
+        f"{users} users: {token['low']:.0f} to {token['high']:.0f} ms a token, the first after {first['low']:.0f} to "
+        f"{first['high']:.0f} ms"
+    )
+
+
+def _token_price(model: Document) -> str:
+    price = model["serving"]["decided"]["per_million_output_tokens"]
+    return f"${price['low']:,.2f} to ${price['high']:,.2f} per million output tokens at this load"
+
+
 Say = Callable[[Document], str]
 
 MODEL_LINES: tuple[tuple[str, Say], ...] = (
@@ -524,6 +576,8 @@ MODEL_LINES: tuple[tuple[str, Say], ...] = (
     ("Context", lambda m: f"{m['memory']['max_model_len']:,} tokens"),
     ("Longest that fits", lambda m: f"{m['memory']['longest_max_model_len']:,} tokens"),
     ("Layout", _layout),
+    ("Speed", _speed),
+    ("Price of tokens", _token_price),
     ("GPU memory unused", lambda m: f"{_unused(m):.1f} GiB of each"),
     ("Image", lambda m: m["image"]["reference"]),
     ("Start-up", _start),
@@ -549,6 +603,17 @@ def _quota(plan: Document) -> str:
     return ", ".join(f"{need['vcpus']} vCPUs of {need['family']}" for need in plan["quota"])
 
 
+def _api_server(plan: Document) -> str:
+    access = plan["cluster"]["api_server"]
+    ranges = f": {', '.join(access['authorized_ip_ranges'])}" if access["authorized_ip_ranges"] else ""
+    return f"{access['access'].replace('-', ' ')}{ranges}"
+
+
+def _budget(plan: Document) -> str:
+    budget = plan["cluster"]["budget"]
+    return f"${budget['usd_per_month']:,}" if budget else "none"
+
+
 STACK_LINES: tuple[tuple[str, Say], ...] = (
     ("Environment", lambda p: p["environment"]),
     ("Region", lambda p: p["cluster"]["location"]),
@@ -556,6 +621,8 @@ STACK_LINES: tuple[tuple[str, Say], ...] = (
     ("GPU nodes, an hour", _hourly),
     ("GPU nodes, a month", _monthly),
     ("Quota", _quota),
+    ("API server", _api_server),
+    ("Budget, a month", _budget),
     ("Kubernetes", lambda p: p["cluster"]["kubernetes_version"]),
     ("Control plane", lambda p: f"tier {p['cluster']['sku_tier']}"),
     ("Deletion", lambda p: "protected" if p["cluster"]["protect"] else "not protected"),
@@ -566,7 +633,8 @@ STACK_LINES: tuple[tuple[str, Say], ...] = (
 SHOWN = (
     *("stack", "environment", "needs_hf_token", "has_hf_token", "gpu_pools", "cost", "quota", "findings"),
     *("deployable", "verdict", "headline", "quota_vcpus", "next_steps", "device_plugin.image"),
-    *("cluster.location", "cluster.kubernetes_version", "cluster.sku_tier", "cluster.protect"),
+    *("cluster.location", "cluster.kubernetes_version", "cluster.sku_tier", "cluster.protect", "cluster.api_server"),
+    "cluster.budget.usd_per_month",
 )
 SHOWN_OF_MODEL = (
     *(
@@ -583,6 +651,7 @@ SHOWN_OF_MODEL = (
         "env",
     ),
     *("download", "resources", "node_selector", "startup", "rollout", "config_hash", "alternatives", "derived"),
+    "serving",
 )
 
 

@@ -302,6 +302,22 @@ CHANGES = (
         says=("Nothing changes for users.", "not protected"),
     ),
     Change(
+        id="zones, which Azure cannot change on a pool",
+        before=PROD,
+        after=with_(PROD, gpu_nodes={"zones": ["1"]}),
+        kind=Kind.NODES,
+        outage=None,
+        says=("GPU nodes are replaced (zones), the old ones first, as quota does not hold both: an outage of about",),
+    ),
+    Change(
+        id="an API server for everybody",
+        before=with_(PROD, environment="development", api_server_access="private"),
+        after=with_(PROD, environment="development", api_server_access="public"),
+        kind=None,
+        says=("Exposure: the API server's access is public instead of private.",),
+        never=("Nothing changes",),
+    ),
+    Change(
         id="tags",
         before=PROD,
         after=with_(PROD, tags={"team": "inference"}),
@@ -370,7 +386,7 @@ CHANGES = (
         before=with_(PROD, environment="development"),
         after=PROD,
         kind=None,
-        says=("Nothing changes for users.", "tier Free", "tier Standard", "Still to do before an update"),
+        says=("access is private instead of public", "tier Free", "tier Standard", "Still to do before an update"),
     ),
 )
 
