@@ -127,12 +127,7 @@ def cluster(settings: Settings, stack: str) -> ClusterPlan:
         api_server=network.api_server(settings),
         kubelogin=settings.kubelogin,
         protect=production if settings.protect is None else settings.protect,
-        tags={
-            "managed-by": "pulumi",
-            "aks-vllm-stack": stack,
-            "aks-vllm-environment": settings.environment,  # by it policies know what production is
-            **settings.tags,
-        },
+        tags={"managed-by": "pulumi", "aks-vllm-stack": stack, **settings.tags},
         system_pool=SystemPoolPlan(
             name="system",
             vm_size=SYSTEM_VM_SIZE,

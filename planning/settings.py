@@ -425,7 +425,7 @@ class Settings(_Described):
         Annotated[str, Field(coerce_numbers_to_str=True, max_length=256)],
     ] = Field(
         default_factory=dict,
-        max_length=47,  # of 50; the plan adds three
+        max_length=48,  # of 50; the plan adds two
         description="Azure tags of the resource group and the cluster.",
         examples=[{"team": "inference"}],
     )

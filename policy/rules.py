@@ -40,7 +40,8 @@ WORKLOADS = {
 }
 GPU = "nvidia.com/gpu"
 INTERNAL = "service.beta.kubernetes.io/azure-load-balancer-internal"
-ENVIRONMENT_TAG = "aks-vllm-environment"
+#: Development has a control plane without an uptime promise (planning/cluster.py); nothing else has.
+DEVELOPMENT_TIER = "Free"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,9 +85,8 @@ class Stack:
 
     @property
     def production(self) -> bool:
-        """What carries no tag is taken for production."""
-        tags = [_at(resource.props, "tags", ENVIRONMENT_TAG) for resource in self.of(RESOURCE_GROUP, CLUSTER)]
-        return "development" not in tags
+        """A stack on a cluster that is not its own is taken for production."""
+        return all(_at(cluster.props, "sku", "tier") != DEVELOPMENT_TIER for cluster in self.of(CLUSTER))
 
 
 Check = Callable[[Stack], Iterable[Violation]]

@@ -34,7 +34,6 @@ def workload(name: str, labels: dict[str, str], container: dict[str, Any], volum
 
 def holding() -> Resources:
     """A production stack that breaks no policy."""
-    tags = {rules.ENVIRONMENT_TAG: "production"}
     vllm = {
         "name": "vllm",
         "image": f"vllm/vllm-openai:v0.33.0@{DIGEST}",
@@ -49,9 +48,12 @@ def holding() -> Resources:
         {"secret": {"items": [{"key": "keys.map", "path": "keys.map"}]}},
     ]
     found = [
-        resource(rules.RESOURCE_GROUP, "group", {"location": "eastus", "tags": tags}, protect=True),
+        resource(rules.RESOURCE_GROUP, "group", {"location": "eastus"}, protect=True),
         resource(
-            rules.CLUSTER, "cluster", {"location": "eastus", "tags": tags, "disableLocalAccounts": True}, protect=True
+            rules.CLUSTER,
+            "cluster",
+            {"location": "eastus", "sku": {"tier": "Standard"}, "disableLocalAccounts": True},
+            protect=True,
         ),
         resource(
             rules.POOL,
@@ -244,18 +246,16 @@ def test_none_passes_silently_when_its_resource_is_missing(rule: rules.Rule) -> 
 def test_what_only_production_needs_is_not_asked_of_development(policy: str) -> None:
     change = next(change for name, change, *_ in VIOLATIONS if name == policy)
     stack = holding()
-    for name in ("group", "cluster"):
-        changed(name, lambda props: props["tags"].update({rules.ENVIRONMENT_TAG: "development"}))(stack)
+    changed("cluster", lambda props: props["sku"].update(tier=rules.DEVELOPMENT_TIER))(stack)
     change(stack)
     assert not outcomes(stack)[policy].violations
 
 
-def test_a_stack_without_the_tag_is_taken_for_production() -> None:
+def test_a_stack_on_a_cluster_of_somebody_elses_is_taken_for_production() -> None:
     stack = holding()
-    for name in ("group", "cluster"):
-        changed(name, lambda props: props.pop("tags"))(stack)
-    unprotected(stack)
-    assert outcomes(stack)["production-protected"].violations
+    del stack["cluster"]
+    container("model", image="vllm/vllm-openai:v0.33.0")(stack)
+    assert outcomes(stack)["pinned-images"].violations
 
 
 def test_an_internal_load_balancer_needs_neither_certificate_nor_keys() -> None:
