@@ -32,7 +32,7 @@ PREPARED = (
     "images have a digest that is made from their name and exists nowhere, as far as they have none",
     "the stack file has a Hugging Face token that is none, as far as it has none",
 )
-#: A tag that no registry has; the sandbox's kubelets fail to pull it (sandbox/kwok-stages.yaml).
+#: A repository that no registry has; the sandbox's kubelets fail to pull it (sandbox/kwok-stages.yaml).
 MISSING = "does-not-exist"
 PATIENCE_SECONDS = 8  # of the bad image; simulated kubelets have no bad minutes
 
@@ -44,9 +44,11 @@ class RehearsalError(Exception):
 def rehearse(stack: str, changes: Sequence[str], *, keep: bool) -> int:
     """All of it; the exit code. Writes `.rehearsal/comment.md` and `.rehearsal/comment-bad-image.md`."""
     began = time.monotonic()
-    shutil.rmtree(FOLDER / "project", ignore_errors=True)
     project = _Copy(FOLDER / "project", stack)
     try:
+        if project.folder.exists():
+            _title("Remove what the last rehearsal left")
+            project.destroy()
         _walk(project, changes)
     except RehearsalError as error:
         _say(f"\nThe rehearsal failed: {error}")
@@ -130,15 +132,14 @@ class _Copy:
         self._commit(f"Set {', '.join(changes)}")
 
     def break_image(self) -> None:
-        """Commit a tag of vLLM that cannot be pulled."""
+        """Commit an image of vLLM that cannot be pulled."""
         images = self.folder / "presets" / "images.yaml"
-        tag = catalogue.image("vllm").tag
-        text = images.read_text().replace(f"tag: {tag}", f"tag: {tag}-{MISSING}", 1)
-        images.write_text(text)
+        line = f"repository: {catalogue.image('vllm').repository}\n"
+        images.write_text(images.read_text().replace(line, f"{line.rstrip()}-{MISSING}\n", 1))
         self._commit("An image that does not exist")
 
     def destroy(self) -> None:
-        """As docs/first-deployment.md says: protection off, then the removal."""
+        """As docs/deploy.md says: protection off, then the removal."""
         config = settings.config_of(self._file)
         config["aks-vllm:protect"] = False
         self._write(config)
@@ -179,14 +180,13 @@ class _Copy:
     def _pin_images(self) -> None:
         """Digests in the place of unknown ones, in the text, so that the rest of the file stays."""
         images = self.folder / "presets" / "images.yaml"
-        name = ""
 
         def pinned(match: re.Match[str]) -> str:
             digest = hashlib.sha256(f"rehearsal {match['name']}".encode()).hexdigest()
             return f"{match['before']}sha256:{digest}"
 
         pattern = re.compile(r"(?P<before>repository: (?P<name>\S+)\n(?:(?!repository:).*\n)*?\s*digest: )null")
-        images.write_text(pattern.sub(pinned, images.read_text() + name))
+        images.write_text(pattern.sub(pinned, images.read_text()))
 
 
 _ENVIRONMENT = {

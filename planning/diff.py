@@ -124,6 +124,7 @@ IN_THE_POD = (
     "config_hash",
     "preset.gated",
     "port",
+    "priority",
     "resources",
     "node_selector",
     "tolerated_taints",
@@ -251,9 +252,10 @@ def _news(old: Document, new: Document) -> Iterator[str]:
 
 def _exposure(old: Document, new: Document) -> Iterator[str]:
     """Who reaches what."""
-    before, after = _said(_api_server, old), _said(_api_server, new)
-    if before != after:
-        yield f"Exposure: the API server's access is {after} instead of {before}."
+    for what, words in (("the API server's access is", _api_server), ("the models' endpoint is", _edge)):
+        before, after = _said(words, old), _said(words, new)
+        if before != after:
+            yield f"Exposure: {what} {after} instead of {before}."
 
 
 def _money(old: Document, new: Document) -> Iterator[str]:
@@ -609,6 +611,13 @@ def _api_server(plan: Document) -> str:
     return f"{access['access'].replace('-', ' ')}{ranges}"
 
 
+def _edge(plan: Document) -> str:
+    edge = plan["edge"]
+    where = "on the internet" if edge["public"] else "inside the network"
+    name = f" as {edge['host']}" if edge["host"] else ""
+    return f"{where}{name}, {'TLS' if edge['tls_secret'] else 'clear text'}, {'keys' if edge['keys'] else 'no keys'}"
+
+
 def _budget(plan: Document) -> str:
     budget = plan["cluster"]["budget"]
     return f"${budget['usd_per_month']:,}" if budget else "none"
@@ -621,6 +630,7 @@ STACK_LINES: tuple[tuple[str, Say], ...] = (
     ("GPU nodes, an hour", _hourly),
     ("GPU nodes, a month", _monthly),
     ("Quota", _quota),
+    ("Endpoint", _edge),
     ("API server", _api_server),
     ("Budget, a month", _budget),
     ("Kubernetes", lambda p: p["cluster"]["kubernetes_version"]),
@@ -634,7 +644,7 @@ SHOWN = (
     *("stack", "environment", "needs_hf_token", "has_hf_token", "gpu_pools", "cost", "quota", "findings"),
     *("deployable", "verdict", "headline", "quota_vcpus", "next_steps", "device_plugin.image"),
     *("cluster.location", "cluster.kubernetes_version", "cluster.sku_tier", "cluster.protect", "cluster.api_server"),
-    "cluster.budget.usd_per_month",
+    *("cluster.budget.usd_per_month", "edge.public", "edge.host", "edge.tls_secret", "edge.keys", "placements"),
 )
 SHOWN_OF_MODEL = (
     *(

@@ -43,7 +43,6 @@ SETTINGS: tuple[dict[str, Any], ...] = (
     {"vllm": {"cpu-offload-gb": 4}},
     {"vllm": {"served-model-name": "chat"}},
     {"network": {"pod-cidr": "10.100.0.0/16"}},
-    {"network": {"outbound": "load-balancer"}},
     {"gpu-nodes": {"zones": ["1"]}},
     {"gpu-nodes": {"spot": True}},
 )

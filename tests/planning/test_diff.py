@@ -513,8 +513,8 @@ def replaced(file: Path, old: str, new: str) -> Callable[[], object]:
     [
         (
             "presets/images.yaml",
-            "tag: v0.33.0",
-            "tag: v0.33.1",
+            "tag: v0.33.0\n    digest: null",
+            f"tag: v0.33.0\n    digest: sha256:{'a' * 64}",
             "one replica keeps serving all the while, with the image to pull first; up to 54 minutes in all.",
         ),
         (
