@@ -119,9 +119,11 @@ def _broken(rule: Mapping[str, Any], chosen: Mapping[str, Any], written: Collect
     if "only" in rule:
         return "" if _is(value, rule["only"]) else f"must be {_either(rule['only'])}"
     if "least" in rule:
-        return f"must be at least {rule['least']}" if value < rule["least"] else ""
+        read = number("float", value)
+        return "" if read is None or read >= rule["least"] else f"must be at least {rule['least']}"
     if "never" in rule:
-        return "" if value is False or not _is(value, rule.get("value", value)) else rule["never"]
+        fits = _is(value, rule["value"]) if "value" in rule else value is not False
+        return rule["never"] if fits else ""
     if not (_is(value, rule["value"]) if "value" in rule else value):
         return ""
     if other := rule.get("needs"):

@@ -244,6 +244,11 @@ def test_a_secret_is_neither_passed_on_nor_shown(options: dict[str, Any]) -> Non
     assert TOKEN not in shown
 
 
+@pytest.mark.parametrize("size", [None, "512", 512])
+def test_a_key_of_a_map_may_be_empty_or_a_number_as_text(size: object) -> None:
+    assert _check({"compilation-config": {"max_cudagraph_capture_size": size}}) == ()
+
+
 def test_names_that_only_sound_like_secrets_pass() -> None:
     assert _check({"hf-overrides": {"bos_token": "<s>", "num_hidden_tokens": 5}, "max-num-batched-tokens": 8192}) == ()
 
