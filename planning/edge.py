@@ -421,7 +421,10 @@ backend {backend}
     option httpchk GET /health
     # A busy engine answers late and is not dead; a dead one refuses the connection, and a lost node does not take it.
     timeout check 30s
-    default-server check inter 5s fastinter 1s downinter 2s fall 2 rise 1 observe layer4
+    default-server check inter 5s fastinter 1s downinter 2s fall 2 rise 1
+    # Out after three refused connections, before a request has used up its retries: where the other replicas are full,
+    # the dead one looks idle and would be tried again and again.
+    default-server observe layer4 error-limit 3 on-error mark-down
     default-server maxconn {edge.concurrency[model.name]}
     # The headless Service of the model: its addresses are the ready replicas, and one that leaves gets nothing new.
     default-server resolvers cluster resolve-prefer ipv4 init-addr none
