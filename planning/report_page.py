@@ -258,6 +258,7 @@ def _model(plan: StackPlan, model: ModelPlan, width: int) -> Section:
 def _interruptions(model: ModelPlan) -> tuple[tuple[str, str], ...]:
     """What is promised while replicas are replaced, and what a restart costs."""
     rollout, replicas = model.rollout, count(model.layout.replicas, "replica")
+    kept = "weights and compiled kernels" if model.weights.volume_gib else "compiled kernels"
     return (
         ("Update", rollout.update_consequence),
         ("Node drain", rollout.drain_consequence),
@@ -268,8 +269,8 @@ def _interruptions(model: ModelPlan) -> tuple[tuple[str, str], ...]:
         ),
         (
             "Restart",
-            f"a container that crashes is back in about {duration(model.startup.container_restart_seconds)}: weights "
-            f"and compiled kernels outlive it; a new pod fetches and compiles again, about "
+            f"a container that crashes is back in about {duration(model.startup.container_restart_seconds)}: {kept} "
+            f"outlive it; a new pod fetches and compiles again, about "
             f"{duration(model.startup.restart_seconds)}",
         ),
     )

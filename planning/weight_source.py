@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from planning.settings import WeightSettings
 
 HUGGING_FACE, AZURE_BLOB = "hugging-face", "azure-blob"
-#: Production serves without a way to the internet unless its stack file says otherwise.
+#: Production serves without Hugging Face unless its stack file says otherwise.
 DEFAULT_SOURCE = {"production": AZURE_BLOB, "development": HUGGING_FACE}
 
 WEIGHTS = "/models"  # the weights volume, where there is one
