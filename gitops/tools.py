@@ -124,8 +124,8 @@ class Sandbox(Tool):
     @property
     def last_words(self) -> str:
         """Its report and every step are in a file; the end of it says why."""
-        lines = self._log.read_text("utf-8").strip().splitlines() if self._log.exists() else []
-        return " ".join(lines[-3:])
+        lines = self._log.read_text("utf-8").splitlines() if self._log.exists() else []
+        return " ".join([line for line in lines if line.startswith("error: ")][:2]) or "it gave no reason"
 
     def kubeconfig(self) -> str | None:
         """The control plane's own, of an administrator."""
