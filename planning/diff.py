@@ -561,6 +561,11 @@ def _speed(model: Document) -> str:
     )
 
 
+def _weights(model: Document) -> str:
+    weights = model["weights"]
+    return f"{weights['source']}, {'pods reach the internet' if weights['needs_internet_egress'] else 'no internet'}"
+
+
 def _token_price(model: Document) -> str:
     price = model["serving"]["decided"]["per_million_output_tokens"]
     return f"${price['low']:,.2f} to ${price['high']:,.2f} per million output tokens at this load"
@@ -581,6 +586,7 @@ MODEL_LINES: tuple[tuple[str, Say], ...] = (
     ("Speed", _speed),
     ("Price of tokens", _token_price),
     ("GPU memory unused", lambda m: f"{_unused(m):.1f} GiB of each"),
+    ("Weights", _weights),
     ("Image", lambda m: m["image"]["reference"]),
     ("Start-up", _start),
     ("Start-up probe", _probe),
@@ -661,7 +667,7 @@ SHOWN_OF_MODEL = (
         "env",
     ),
     *("download", "resources", "node_selector", "startup", "rollout", "config_hash", "alternatives", "derived"),
-    "serving",
+    *("serving", "weights.source", "weights.needs_internet_egress"),
 )
 
 

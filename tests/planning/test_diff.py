@@ -40,6 +40,7 @@ environment: production
 preset: llama-3.3-70b-instruct
 max-model-len: 16384
 vm-size: Standard_ND96isr_H100_v5
+weights: {source: hugging-face}
 hf-token: {secure: v1:one}
 """
 DEV = """
@@ -515,13 +516,13 @@ def replaced(file: Path, old: str, new: str) -> Callable[[], object]:
             "presets/images.yaml",
             "tag: v0.33.0\n    digest: null",
             f"tag: v0.33.0\n    digest: sha256:{'a' * 64}",
-            "one replica keeps serving all the while, with the image to pull first; up to 54 minutes in all.",
+            "one replica keeps serving all the while, with the image to pull first; up to",
         ),
         (
             "presets/models/llama-3.3-70b-instruct.yaml",
             "revision: 6f6073b423013f6a7d4d9f39144961bfbfbc386b",
             f"revision: {'a' * 40}",
-            "model: rolling update, one replica keeps serving all the while; up to 48 minutes in all.",
+            "model: rolling update, one replica keeps serving all the while; up to",
         ),
         ("presets/vm-sizes.yaml", "eastus: 98.32", "eastus: 88.32", "The GPU nodes cost $10.00 an hour less"),
         (
