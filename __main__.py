@@ -2,6 +2,7 @@
 # ruff: noqa: E402  the collector stops before the imports that it would slow down
 
 import gc
+from datetime import date
 
 gc.disable()  # importing the SDKs makes objects that all stay: searching them for garbage costs a fifth of the run
 
@@ -32,7 +33,7 @@ reading = settings.from_pulumi(bag | dict.fromkeys(secrets, "[secret]"), secrets
 
 # Decide, and stop before anything is declared.
 try:
-    plan = planner.read_and_decide(reading)
+    plan = planner.read_and_decide(reading, date.today())
 except InvalidStack as invalid:
     raise pulumi.RunError(f"the stack cannot be deployed:\n{invalid}") from None
 steps = [str(finding) for finding in plan.findings if finding.severity is Severity.STEP]

@@ -6,6 +6,7 @@ import argparse
 import json
 import sys
 from collections.abc import Callable, Sequence
+from datetime import date
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -52,7 +53,7 @@ def planned(stack: str, overrides: Sequence[str]) -> StackPlan:
 
     reading = settings.from_file(stack, overrides=overrides)
     try:
-        return read_and_decide(reading)
+        return read_and_decide(reading, date.today())
     except InvalidStack as invalid:
         count = f"{len(invalid.problems)} problem{'s' if len(invalid.problems) > 1 else ''}"
         problems = [

@@ -47,7 +47,7 @@ class Problem:
     @property
     def shown(self) -> str:
         """The value as a message may show it: on one line, not too long, and never a secret."""
-        if _SECRET_KEY.search(self.key) and "max-" not in self.key:
+        if self.value is not None and _SECRET_KEY.search(self.key) and "max-" not in self.key:
             return "(hidden)"
         text = without_tokens(" ".join(_as_written(self.value).split()))
         return text if len(text) <= _SHOWN_MAX else text[: _SHOWN_MAX - 1] + "…"

@@ -8,6 +8,7 @@ import json
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
+from datetime import date
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +16,7 @@ from planning import (
     capacity,
     catalogue,
     edge,
+    edge_problems,
     engine,
     network,
     network_policy,
@@ -156,18 +158,22 @@ SPOT_NOTICE_SECONDS = 30
 PRIORITY = 1_000_000
 
 
-def read_and_decide(reading: Reading) -> StackPlan:
-    """The plan of what was read. Raises InvalidStack with the settings' problems and the plan's."""
+def read_and_decide(reading: Reading, today: date | None = None) -> StackPlan:
+    """The plan of what was read. Raises InvalidStack with the settings' problems and the plan's.
+
+    `today`: a certificate's end is told; None leaves that out.
+    """
     problems = list(reading.problems)
     if reading.settings is not None:
         try:
-            plan = decide(reading.settings, stack=reading.stack, source=reading.source)
+            plan = decide(reading.settings, stack=reading.stack, source=reading.source, today=today)
         except InvalidStack as invalid:
             known = {problem.key for problem in problems}
             problems += [
                 replace(problem, source=reading.source_of(problem.key))
                 for problem in invalid.problems
-                if problem.key not in known
+                # What lacks something that was left out as wrong is not told twice.
+                if not any(key == problem.key or key.startswith(f"{problem.key}.") for key in known)
             ]
         else:
             if not problems:
@@ -175,7 +181,7 @@ def read_and_decide(reading: Reading) -> StackPlan:
     raise InvalidStack(problems)
 
 
-def decide(settings: Settings, *, stack: str, source: str) -> StackPlan:
+def decide(settings: Settings, *, stack: str, source: str, today: date | None = None) -> StackPlan:
     """Every number and string of the stack. `source` names the file in messages. Raises InvalidStack with all problems.
 
     Pure: reads nothing but `presets/`.
@@ -185,6 +191,7 @@ def decide(settings: Settings, *, stack: str, source: str) -> StackPlan:
     pools = _pools(settings, drafts, source, problems)
     cluster = cluster_plan.cluster(settings, stack)
     problems += cluster_plan.problems(settings, source)
+    problems += edge_problems.problems(settings.edge, source)
     problems += network.problems(settings, nodes=cluster_plan.nodes(cluster, [*pools.values()]), source=source)
     streamed = [draft.name for draft in drafts if _streamed(settings, draft)]
     if len(streamed) > weight_source.FEDERATED_CREDENTIALS_MAX:
@@ -234,6 +241,7 @@ def decide(settings: Settings, *, stack: str, source: str) -> StackPlan:
         *cluster_plan.findings(cluster),
         *_regions(gpu_pools, settings.location),
         *edge.findings(front, settings.environment),
+        *edge_problems.findings(settings.edge, today),
     ]
     return StackPlan(
         stack=stack,

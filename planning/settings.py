@@ -306,7 +306,13 @@ class EdgeSettings(_Described):
         "makes it. A renewed certificate is taken up by itself. Default: clear text.",
         examples=["edge-tls"],
     )
-    keys: dict[str, EdgeKey] = Field(
+    certificate: Text | None = Field(
+        default=None,
+        description="The public part of what tls-secret holds, in PEM: checked against host, and for its end, before "
+        "anything is deployed. Never the private key.",
+        examples=["-----BEGIN CERTIFICATE-----"],
+    )
+    keys: dict[Annotated[str, Field(pattern=r"^[a-z][a-z0-9-]{0,62}$")], EdgeKey] = Field(
         default_factory=dict,
         max_length=1000,
         description="API keys: a map from the client's name, which the access log shows, to the key's SHA-256 and "
@@ -695,6 +701,8 @@ def _path(written: str) -> list[str]:
     if dot and head == f"{NAMESPACE}:models":
         name, dot, inner = rest.partition(".")
         return [head, name, *(_inner(inner) if dot else ())]
+    if dot and head == f"{NAMESPACE}:edge":
+        return [head, *(rest.split(".", 2) if rest.startswith("keys.") else [rest])]
     return [head, rest] if dot and head.removeprefix(f"{NAMESPACE}:") in _MAPS else [full]
 
 
@@ -865,7 +873,26 @@ def _refuse_error(error: Any, path: list[str], raw: Mapping[str, Any], stack: st
         else:
             refuse(full, None, "is required", _example(name))
         return
+    if path[:2] == ["edge", "keys"] and name != "requests-per-minute" and len(path) > 2:
+        _refuse_key(error, path, refuse)
+        return
     refuse(full, error["input"], _limit(error, name), _example(name))
+
+
+def _refuse_key(error: Any, path: Sequence[str], refuse: Any) -> None:
+    """Whatever stands where a hash or a name should may be an API key: it is not repeated."""
+    remedy = """the key itself belongs to its owner alone: `printf %s "$KEY" | sha256sum` prints what to write"""
+    key = f"{NAMESPACE}:{'.'.join(path)}"
+    if "[key]" in error["loc"]:
+        limit = "must be a name of 1 to 63 lower-case letters, digits and hyphens, and begin with a letter"
+        refuse(f"{NAMESPACE}:edge.keys", "(hidden)", limit, "for example keys: {team-a: {sha256: ...}}")
+    elif error["type"] == "extra_forbidden":
+        refuse(f"{NAMESPACE}:edge.keys.{path[2]}", "(hidden)", "takes sha256 and requests-per-minute only", remedy)
+    elif path[-1] == "sha256":
+        limit = "must be the SHA-256 of an API key, 64 lower-case hexadecimal digits"
+        refuse(key, "(hidden)", limit, f"replace what stood here if it was a key; {remedy}")
+    else:
+        refuse(key, "(hidden)", "must be a map with sha256", f"replace what stood here if it was a key; {remedy}")
 
 
 def _limit(error: Any, name: str) -> str:
@@ -916,6 +943,13 @@ def _drop(raw: dict[str, Any], path: Sequence[str]) -> None:
         raw["models"].get(path[1], {}).pop(path[2], None)
     elif len(path) >= 2 and path[0] == "models":
         raw["models"].pop(path[1], None)
+    elif len(path) >= 2 and path[0] == "edge" and isinstance(raw.get("edge"), dict):
+        # The rest is looked at: a public edge without TLS is told whatever is wrong with a key.
+        keys = raw["edge"].get("keys")
+        if len(path) >= 3 and isinstance(keys, dict):
+            keys.pop(path[2], None)
+        else:
+            raw["edge"].pop(path[1], None)
     elif path:
         raw.pop(path[0], None)
 
