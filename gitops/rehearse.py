@@ -24,10 +24,6 @@ from planning import catalogue, settings
 
 ROOT = Path(__file__).parents[1]
 FOLDER = ROOT / ".rehearsal"
-ROOMS = (
-    *("__main__.py", "Pulumi.yaml", "requirements.txt", "requirements-dev.txt", ".gitignore"),
-    *("components", "gitops", "planning", "policy", "preflight", "presets", "sandbox", "stacks"),
-)
 PREPARED = (
     "images have a digest that is made from their name and exists nowhere, as far as they have none",
     "the stack file has a Hugging Face token that is none, as far as it has none",
@@ -109,13 +105,15 @@ class _Copy:
     def make(self) -> None:
         """Copy the project as it is on disk, prepare it, and commit."""
         self.folder.mkdir(parents=True)
-        for room in ROOMS:
-            source = ROOT / room
-            if source.is_dir():
-                ignored = shutil.ignore_patterns("__pycache__", "venv", ".sandbox")
-                shutil.copytree(source, self.folder / room, ignore=ignored)
-            elif source.exists():
-                shutil.copy(source, self.folder / room)
+        listed = ["git", "ls-files", "--cached", "--others", "--exclude-standard", "-z"]
+        done = subprocess.run(listed, cwd=ROOT, capture_output=True, text=True, check=False)
+        if done.returncode != 0:
+            raise RehearsalError(f"the project is no git checkout: {done.stderr.strip()}")
+        for name in filter(None, done.stdout.split("\0")):
+            source, copy = ROOT / name, self.folder / name
+            if source.is_file() and not source.is_symlink():
+                copy.parent.mkdir(parents=True, exist_ok=True)
+                shutil.copy(source, copy)
         (self.folder / ".gitignore").write_text(".venv\n.sandbox\n__pycache__/\npolicy/venv\n")
         (self.folder / ".venv").symlink_to(Path(sys.prefix), target_is_directory=True)
         self._pin_images()
