@@ -23,11 +23,12 @@ LARGE = 10_000  # bytes from which a file is in large file storage, behind a red
 
 @dataclass(frozen=True)
 class Fault:
-    """What happens to one answer. `status`: nothing but this; `after` bytes the connection ends."""
+    """What happens to one answer. `status`: nothing but this; `after` bytes the connection ends, or `stalls` first."""
 
     status: int = 0
     headers: Mapping[str, str] = field(default_factory=dict)
     after: int | None = None
+    stalls: bool = False  # until the hub's `released` is set
     corrupt: bool = False
     no_ranges: bool = False
 
@@ -47,6 +48,7 @@ class FakeHub:
         self.ranges: dict[str, list[int]] = defaultdict(list)
         self.times: dict[str, list[float]] = defaultdict(list)
         self.tokens_elsewhere: list[str] = []
+        self.released = threading.Event()
         self._lock = threading.Lock()
         self._servers: list[ThreadingHTTPServer] = []
 
@@ -59,6 +61,7 @@ class FakeHub:
         return self
 
     def __exit__(self, *_: object) -> None:
+        self.released.set()
         for server in self._servers:
             server.shutdown()
             server.server_close()
@@ -162,11 +165,11 @@ def _handler(hub: FakeHub) -> type[BaseHTTPRequestHandler]:
             if offset:
                 self.send_header("Content-Range", f"bytes {offset}-{len(data) - 1}/{len(data)}")
             self.end_headers()
-            self._send(name, body, fault.after)
+            self._send(name, body, fault)
 
-        def _send(self, name: str, body: bytes, after: int | None) -> None:
+        def _send(self, name: str, body: bytes, fault: Fault) -> None:
             piece = 16 << 10
-            left = body if after is None else body[:after]
+            left = body if fault.after is None else body[: fault.after]
             while left:
                 try:
                     self.wfile.write(left[:piece])
@@ -177,8 +180,10 @@ def _handler(hub: FakeHub) -> type[BaseHTTPRequestHandler]:
                 left = left[piece:]
                 if hub.bytes_a_second:
                     time.sleep(piece / hub.bytes_a_second)
-            if after is not None:
+            if fault.after is not None:
                 self.wfile.flush()
+                if fault.stalls:
+                    hub.released.wait(60)
                 self.close_connection = True
                 self.connection.close()
 
