@@ -69,17 +69,31 @@ class Load:
     streams: float = 0.5  # share of requests
     requests: list[Request] = field(default_factory=list)
     _stop: threading.Event = field(default_factory=threading.Event)
+    _thread: threading.Thread | None = None
+
+    def start(self) -> None:
+        """Ask in a thread of its own."""
+        self._thread = threading.Thread(target=lambda: asyncio.run(self._all()), daemon=True)
+        self._thread.start()
+
+    def stop(self) -> None:
+        """No further question; those that were asked still get their answers."""
+        self._stop.set()
+
+    def join(self) -> None:
+        """Until every question that was asked has its answer."""
+        if self._thread:
+            self._thread.join(PATIENCE_SECONDS + 30)
 
     @contextmanager
     def running(self) -> Generator[Load]:
-        """Asks in a thread of its own; at the end every question that was asked gets its answer first."""
-        thread = threading.Thread(target=lambda: asyncio.run(self._all()), daemon=True)
-        thread.start()
+        """Clients for the block, which ends when the last question has its answer."""
+        self.start()
         try:
             yield self
         finally:
-            self._stop.set()
-            thread.join(PATIENCE_SECONDS + 30)
+            self.stop()
+            self.join()
 
     def wait_for(self, count: int, seconds: float) -> None:
         """Until so many requests have ended; raises TimeoutError."""

@@ -161,8 +161,9 @@ def test_a_container_that_ends_is_started_again(tmp_path: Path) -> None:
     pods.start(60)
     (pod,) = pods.pods
     pod.crash()
-    while pod.restarts == 0 or not pod.in_service:
+    while pod.restarts == 0:
         time.sleep(0.05)
+    pod.wait_ready(60)
     pods.delete()
     assert [event.what for event in pods.events][3:7] == ["not ready", "ended", "started", "up"]
     assert published == [[ADDRESS], [], [ADDRESS], []]

@@ -18,9 +18,11 @@ pytestmark = pytest.mark.engine
 
 CLIENTS = 36
 REQUESTS = 2000
-#: One answer in fifteen is so long that a replica which stops has some of them under way when SIGTERM comes.
 LONG_SHARE, LONG_TOKENS, SHORT_TOKENS = 1 / 15, (500, 900), (8, 64)
-LOAD_SECONDS = 1800  # at most
+#: By the time of SIGTERM the edge has long forgotten the replica, and most of its answers have ended. So that some are
+#: under way for sure, so many clients ask it for one more, without the edge, just before.
+LAST_CLIENTS, LAST_TOKENS = 8, 500
+LOAD_SECONDS, LAST_SECONDS = 1800, 30  # at most
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,12 +67,27 @@ def _load(cluster: Cluster, seed: int) -> Load:
 
 def _replaced_under_load(cluster: Cluster, manifest: dict, seed: int) -> Update:
     under_way: dict[str, float] = {}
+    last: list[Load] = []
     old = [pod.name for pod in cluster.models.pods]
 
-    def look(pod: Pod) -> None:
+    def ask_once_more(pod: Pod) -> None:
+        load = Load(
+            addresses=[(pod.address, pod.port)],
+            model=cluster.served_model,
+            key="none",
+            clients=LAST_CLIENTS,
+            tokens=lambda chance: LAST_TOKENS,
+            seed=10 * seed + len(last),
+        )
+        last.append(load)
+        load.start()
+        until = time.monotonic() + LAST_SECONDS
+        while (gauge(pod.address, RUNNING) or 0) < LAST_CLIENTS and time.monotonic() < until:
+            time.sleep(0.05)
+        load.stop()
         under_way[pod.name] = gauge(pod.address, RUNNING) or 0
 
-    cluster.models.before_term = look
+    cluster.models.before_term = ask_once_more
     cluster.wait_known()
     started = time.monotonic()
     with _load(cluster, seed).running() as load:
@@ -78,8 +95,11 @@ def _replaced_under_load(cluster: Cluster, manifest: dict, seed: int) -> Update:
         cluster.models.update(manifest, START_SECONDS)
         load.wait_for(REQUESTS, LOAD_SECONDS)
     seconds = time.monotonic() - started
+    for asked in last:
+        asked.join()
     events = {name: [event.what for event in cluster.models.events if event.pod == name] for name in old}
-    return Update(requests=load.requests, under_way=under_way, events=events, seconds=seconds)
+    requests = [request for each in (load, *last) for request in each.requests]
+    return Update(requests=requests, under_way=under_way, events=events, seconds=seconds)
 
 
 @pytest.fixture(scope="module")
@@ -106,16 +126,13 @@ def test_the_replicas_went_as_the_manifest_says_with_answers_under_way(updates: 
     assert len(update.events) == len(MODEL_ADDRESSES)
     for pod, events in update.events.items():
         assert events[-4:] == ["deleted", "preStop", "SIGTERM", "gone"], f"{pod}: {events}"
-    assert sum(update.under_way.values()) >= 1, "with nothing under way, no drain was seen"
+    assert all(number >= 1 for number in update.under_way.values()), "with nothing under way, no drain was seen"
 
 
 def test_the_same_load_loses_answers_by_the_usual_defaults(updates: Updates) -> None:
     update = updates.defaults
     assert len(update.requests) >= REQUESTS
     assert len(update.requests) > update.counts[Outcome.COMPLETE], "then the test above could not fail either"
-    assert update.counts[Outcome.ABORTED] + update.counts[Outcome.TRUNCATED] > 0, (
-        "vLLM's way of stopping is to end answers with HTTP 200"
-    )
 
 
 def test_a_killed_engine_fails_only_what_it_was_working_on(cluster: Cluster) -> None:
@@ -123,18 +140,17 @@ def test_a_killed_engine_fails_only_what_it_was_working_on(cluster: Cluster) -> 
     victim = cluster.models.pods[0]
     with _load(cluster, seed=3).running() as load:
         load.wait_for(CLIENTS, LOAD_SECONDS)
-        at_work = gauge(victim.address, RUNNING)
         killed = time.monotonic()
         victim.crash()
         load.wait_for(len(load.requests) + 5 * CLIENTS, LOAD_SECONDS)
     replica = cluster.replicas_by_request()
     failed = [request for request in load.requests if request.outcome is not Outcome.COMPLETE]
+    others = [each for each in failed if replica[each.id] != victim.address or each.sent >= killed]
     print(
-        f"\nSIGKILL: {len(failed)} of {len(load.requests)} requests failed, {at_work:.0f} were under way there "
-        f"({kinds(failed)})"
+        f"\nSIGKILL: {len(failed)} of {len(load.requests)} requests failed ({kinds(failed)}), {len(others)} of them "
+        "without having been on the engine that was killed"
     )
     assert failed, "nobody was served by the engine that was killed"
-    for request in failed:
-        assert replica[request.id] == victim.address, f"{request} was not on the replica that died"
-        assert request.sent < killed, f"{request} came after the replica had died, when the other one could answer"
-        assert request.outcome in (Outcome.CUT, Outcome.ERROR), f"{request}: the client cannot see that"
+    assert not others, f"{len(others)} could have been answered by the other replica: {others[:3]}"
+    silent = [request for request in failed if request.outcome not in (Outcome.CUT, Outcome.ERROR)]
+    assert not silent, f"{len(silent)} clients cannot see that, or were sent away: {silent[:3]}"
