@@ -14,7 +14,19 @@ import pulumi
 import pytest
 from pulumi.provider.experimental import provider as sdk
 
-from sandbox.azure import CLUSTER, FAULTS, GRANT, GROUP, POOL, AzureError, SimulatedAzure
+from sandbox.azure import (
+    ACCOUNT,
+    CLUSTER,
+    CONTAINER,
+    CREDENTIAL,
+    FAULTS,
+    GRANT,
+    GROUP,
+    IDENTITY,
+    POOL,
+    AzureError,
+    SimulatedAzure,
+)
 from sandbox.engine import Engine, RunFailedError
 from sandbox.state import Store, UnreadableStateError
 from sandbox.values import UNKNOWN, Secret, from_properties, to_properties
@@ -51,6 +63,23 @@ GOOD: dict[str, dict[str, Any]] = {
         "upgradeSettings": {"maxSurge": "0", "maxUnavailable": "1", "drainTimeoutInMinutes": 30},
     },
     GRANT: {"roleAssignmentName": GUID, "scope": "/subscriptions/s", "principalId": GUID, "roleDefinitionId": ADMIN},
+    IDENTITY: {"resourceGroupName": "rg", "resourceName": "id-reader", "location": "eastus"},
+    CREDENTIAL: {
+        "resourceGroupName": "rg",
+        "resourceName": "id-reader",
+        "federatedIdentityCredentialResourceName": "model-chat",
+        "issuer": "https://eastus.oic.prod-aks.azure.com/tenant/issuer/",
+        "subject": "system:serviceaccount:vllm:chat",
+        "audiences": ["api://AzureADTokenExchange"],
+    },
+    ACCOUNT: {
+        "resourceGroupName": "rg",
+        "accountName": "vllmweights0",
+        "location": "eastus",
+        "kind": "BlockBlobStorage",
+        "sku": {"name": "Premium_LRS"},
+    },
+    CONTAINER: {"resourceGroupName": "rg", "accountName": "vllmweights0", "containerName": "models"},
 }
 
 
@@ -211,6 +240,16 @@ def test_what_azure_takes_is_taken(cloud: Cloud, type_: str):
         (CLUSTER, "sku", {"name": "Base", "tier": "Gold"}, ["sku.tier", "'Gold'", "Premium"]),
         (CLUSTER, "supportPlan", "AKSLongTermSupport", []),
         (GROUP, "resourceGroupName", "rg.", ["resourceGroupName", "not ending with a dot"]),
+        (ACCOUNT, "accountName", "vllm-weights", ["accountName", "3-24 lower-case letters and digits"]),
+        (ACCOUNT, "sku.name", "Standard_LRS", ["kind", "premium only"]),
+        (ACCOUNT, "accessTier", "Hot", ["kind", "no access tiers"]),
+        (ACCOUNT, "kind", None, ["kind", "is required"]),
+        (ACCOUNT, "minimumTlsVersion", "1.2", ["minimumTlsVersion", "TLS1_2"]),
+        (CONTAINER, "containerName", "Models", ["containerName", "3-63 lower-case"]),
+        (CONTAINER, "containerName", "a--b", ["containerName", "single hyphens"]),
+        (CREDENTIAL, "issuer", "http://issuer", ["issuer", "https"]),
+        (CREDENTIAL, "federatedIdentityCredentialResourceName", "m", ["3-120"]),
+        (CREDENTIAL, "audiences", None, ["audiences", "is required"]),
         (GRANT, "roleAssignmentName", "admin", ["roleAssignmentName", "a GUID"]),
         (GRANT, "roleDefinitionId", "Cluster Admin", ["roleDefinitionId", "full path"]),
         (GRANT, "principalType", "Robot", ["principalType", "ServicePrincipal"]),
@@ -237,7 +276,7 @@ def test_unknown_values_are_not_judged(cloud: Cloud):
 
 
 def test_a_type_without_rules_is_refused_with_the_way_out(cloud: Cloud):
-    (told,) = cloud.failures("azure-native:storage:StorageAccount", {})
+    (told,) = cloud.failures("azure-native:storage:Queue", {})
     assert "Pulumi CLI" in told
 
 
@@ -388,6 +427,41 @@ def test_a_second_operation_on_a_cluster_is_a_conflict(cloud: Cloud, cluster: st
         cloud.create(POOL, {"agentPoolName": "second"}, owner="another")
     first.join()
     cloud.create(POOL, {"agentPoolName": "second"}, owner="another")
+
+
+def test_a_container_and_a_credential_need_what_they_are_part_of(cloud: Cloud):
+    cloud.create(GROUP)
+    for child, parent in ((CONTAINER, ACCOUNT), (CREDENTIAL, IDENTITY)):
+        with pytest.raises(AzureError, match="404 ParentResourceNotFound"):
+            cloud.create(child)
+        cloud.create(parent)
+        cloud.create(child)
+
+
+def test_an_account_name_is_one_for_all_and_a_public_container_needs_an_account_that_permits_it(cloud: Cloud):
+    cloud.create(GROUP)
+    account = cloud.create(ACCOUNT)
+    assert cloud.outputs[account]["primaryEndpoints"] == {"blob": "https://vllmweights0.blob.core.windows.net/"}
+    cloud.create(GROUP, {"resourceGroupName": "other"}, owner="other")
+    with pytest.raises(AzureError, match="409 StorageAccountAlreadyTaken"):
+        cloud.create(ACCOUNT, {"resourceGroupName": "other"}, owner="another")
+    with pytest.raises(AzureError, match="409 PublicAccessNotPermitted"):
+        cloud.create(CONTAINER, {"publicAccess": "Blob"})
+    with pytest.raises(AzureError, match="400 AccountPropertyCannotBeUpdated"):
+        cloud.update(ACCOUNT, account, {"kind": "StorageV2"})
+
+
+def test_an_identity_takes_twenty_credentials_each_for_somebody_else(cloud: Cloud):
+    cloud.create(GROUP)
+    cloud.create(IDENTITY)
+    cloud.create(CREDENTIAL)
+    with pytest.raises(AzureError, match=r"409 Conflict: .*issuer and subject"):
+        cloud.create(CREDENTIAL, {"federatedIdentityCredentialResourceName": "again"}, owner="again")
+    for number in range(1, 20):
+        name = {"federatedIdentityCredentialResourceName": f"model-{number}", "subject": f"s{number}"}
+        cloud.create(CREDENTIAL, name, owner=f"s{number}")
+    with pytest.raises(AzureError, match="20 credentials already"):
+        cloud.create(CREDENTIAL, {"federatedIdentityCredentialResourceName": "more", "subject": "more"}, owner="more")
 
 
 def test_an_ordered_failure_leaves_a_failed_pool_that_the_next_attempt_finishes(
