@@ -1,8 +1,9 @@
 """The sandbox's command line: preview, up, refresh, destroy and status of a stack, on this machine alone.
 
 Everything it writes is in `.sandbox/<stack>/`; `destroy` removes that folder. No tracked file is changed: the stack
-file is copied, and `--set` holds for one run. `AKS_VLLM_POD_READY_SECONDS` (default 3) is how long a simulated model
-pod takes to become ready; `sandbox.azure` says how to order failures.
+file is copied, and `--set` holds for one run. `--engine cli` runs the real Pulumi CLI in the embedded engine's place.
+`AKS_VLLM_POD_READY_SECONDS` (default 3) is how long a simulated model pod takes to become ready; `sandbox.azure` says
+how to order failures.
 """
 
 # ruff: noqa: E402  the signal handler comes before the imports that take longest
@@ -25,6 +26,7 @@ import argparse
 import contextlib
 import hashlib
 import hmac
+import importlib.metadata
 import json
 import re
 import shlex
@@ -44,7 +46,7 @@ from typing import Any, NoReturn, TextIO
 
 import yaml
 
-from sandbox import toolchain
+from sandbox import pulumi_cli, toolchain
 from sandbox.azure import CLUSTER, AzureError, SimulatedAzure
 from sandbox.cluster_api import ClusterApi, ClusterError
 from sandbox.control_plane import ControlPlane, ControlPlaneError
@@ -52,6 +54,7 @@ from sandbox.display import Display
 from sandbox.engine import RECORDED, STOPPED, Engine, InputRefusedError, Op, Result, RunFailedError
 from sandbox.kubernetes import KubernetesProvider
 from sandbox.providers import BadReferenceError
+from sandbox.pulumi_cli import OPERATION_SECONDS, READY_SECONDS, PulumiCli
 from sandbox.state import ResourceState, StackBusyError, Store, UnreadableStateError
 from sandbox.values import Value, has_unknown, masked, reveal, show_path
 
@@ -59,9 +62,6 @@ ROOT = Path(__file__).parents[1]
 PROJECT = "aks-vllm"
 LOCATION = "azure-native:location"
 TOKEN = f"{PROJECT}:hf-token"
-READY_SECONDS = "AKS_VLLM_POD_READY_SECONDS"
-#: Seconds of each step of a simulated Azure operation: long enough to be seen.
-OPERATION_SECONDS = 0.3
 #: What serves models; a DaemonSet belongs to the nodes.
 WORKLOADS = {"kubernetes:apps/v1:Deployment": "deployments", "kubernetes:apps/v1:StatefulSet": "statefulsets"}
 #: Failures that their message explains; everything else is a defect, and goes to the log with its traceback.
@@ -102,7 +102,11 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("command", choices=["preview", "up", "refresh", "destroy", "status"])
     made.add_argument("--stack", default="sandbox", help="the stack file stacks/Pulumi.<stack>.yaml (default: sandbox)")
     made.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="a setting, for this run only")
-    made.add_argument("--engine", choices=["embedded", "cli"], default="embedded")
+    made.add_argument(
+        "--engine",
+        choices=["embedded", "cli"],
+        help="cli: the `pulumi` on PATH (default: the one that the stack was made with, else embedded)",
+    )
     made.add_argument("--format", choices=["text", "json"], default="text")
     return made
 
@@ -115,11 +119,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     command: Command | None = None
     try:
         options = parser().parse_args(given)
-        if options.engine == "cli":
-            raise RefusedError(
-                "--engine cli comes in a later version; leave it out: the embedded engine runs the same program"
-            )
-        command = Command(options.stack, options.set, display, as_json=as_json)
+        command = Command(options.stack, options.set, display, as_json=as_json, engine=options.engine)
         answer = command.run(options.command)
         if as_json:
             print(json.dumps(answer))
@@ -165,7 +165,9 @@ class Config:
 class Command:
     """One command on one stack."""
 
-    def __init__(self, stack: str, overrides: Sequence[str], display: Display, *, as_json: bool) -> None:
+    def __init__(
+        self, stack: str, overrides: Sequence[str], display: Display, *, as_json: bool, engine: str | None = None
+    ) -> None:
         if not re.fullmatch(r"[A-Za-z0-9][\w.-]{0,99}", stack):
             raise RefusedError(f"--stack {stack}: a stack's name has letters, digits, '-', '_' and '.' only")
         self.stack = stack
@@ -180,8 +182,9 @@ class Command:
         if not re.fullmatch(r"\d+(\.\d+)?", ready):
             raise RefusedError(f"{READY_SECONDS} = {ready}: must be a number of seconds such as 3")
         self.plane = ControlPlane(self.folder / "control-plane", display.progress, pod_ready_delay_seconds=float(ready))
-        self._engine: Engine | None = None
+        self._engine: Engine | PulumiCli | None = None
         self._engine_runs = False
+        self._cli = self._made_cli(engine)  # None: the embedded engine
 
     def run(self, name: str) -> dict[str, Any]:
         """The command's answer as JSON data; text has gone to the display."""
@@ -200,6 +203,7 @@ class Command:
     def how_to_go_on(self) -> str:
         """What to tell a person who stopped the command."""
         words = ["python", "-m", "sandbox", self._name, *([] if self.stack == "sandbox" else ["--stack", self.stack])]
+        words += ["--engine", "cli"] if self._cli else []
         words += [part for override in self.overrides for part in ("--set", override)]
         return (
             f"{STOPPED if self.interrupted else RECORDED}, and running `{shlex.join(words)}` again goes on from there"
@@ -253,7 +257,7 @@ class Command:
         with self._engine_at_work():
             result = engine.up(program, root=ROOT, config=config.values, secret_keys=config.secret_keys)
         self.display.summary(result.changes, done=True, elapsed=time.monotonic() - began)
-        rows = self._workloads(self.store.load())
+        rows = self._workloads(self._state())
         self.display.title("Workloads")
         self.display.workloads(rows)
         self.display.title("Outputs")
@@ -269,6 +273,7 @@ class Command:
 
     def refresh(self) -> dict[str, Any]:
         engine = self._make_engine(Config(values={}))  # what is there was configured when it was made
+        self._resume()
         with self._engine_at_work():
             result = engine.refresh({})
         self.display.title(f"Drift of {self.stack}")
@@ -280,6 +285,7 @@ class Command:
         result = Result(steps=())
         try:
             engine = self._make_engine(Config(values={}))
+            self._resume()
             self.display.title(f"Destroying {self.stack}")
             with self._engine_at_work():
                 result = engine.destroy({})
@@ -295,7 +301,7 @@ class Command:
         return self._changes(result)
 
     def status(self) -> dict[str, Any]:
-        state = self.store.load()
+        state = self._state()
         rows = self._workloads(state)
         outputs = next((r.outputs for r in state if r.type == "pulumi:pulumi:Stack"), {})
         pending = [r.name for r in state if r.pending or r.delete]
@@ -352,7 +358,43 @@ class Command:
         digest = hmac.new(self.store.vault.key(), b"hf-token", hashlib.sha256).hexdigest()
         return f"hf_sandbox_{digest[:32]}"
 
-    def _make_engine(self, config: Config) -> Engine:
+    def _made_cli(self, engine: str | None) -> PulumiCli | None:
+        """The CLI where it is asked for, or has made the stack: a stack keeps the engine that it was made with."""
+        embedded, cli = (self.folder / "state.json").exists(), (self.folder / pulumi_cli.USED).exists()
+        if (engine == "cli" and embedded) or (engine == "embedded" and cli):
+            raise RefusedError(
+                f"--engine {engine}: the sandbox {self.stack} has the other one; leave --engine out, or remove "
+                f"it first: `python -m sandbox destroy --stack {self.stack}`"
+            )
+        if engine != "cli" and not cli:
+            return None
+        try:
+            installation = pulumi_cli.find(importlib.metadata.version("pulumi_kubernetes"))
+        except pulumi_cli.NoCliError as missing:
+            raise RefusedError(str(missing)) from None
+        return PulumiCli(
+            installation=installation,
+            project=PROJECT,
+            stack=self.stack,
+            sandbox=self.folder,
+            passphrase=lambda: self.store.vault.key().decode(),
+            tools=(self.plane.bin,),
+            listener=self.display,
+            progress=self.display.progress,
+        )
+
+    def _state(self) -> list[ResourceState]:
+        return self._cli.state() if self._cli else self.store.load()
+
+    def _resume(self) -> None:
+        """The CLI's Kubernetes provider starts no control plane; one that is stopped would look like a lost cluster."""
+        if self._cli and self.plane.folder.exists() and not self.plane.running():
+            self.plane.start(toolchain.binaries(self.display.progress))
+
+    def _make_engine(self, config: Config) -> Engine | PulumiCli:
+        if self._cli:
+            self._engine = self._cli
+            return self._cli
         azure = SimulatedAzure(
             location=config.values.get(LOCATION, ""),
             file=self.folder / "azure.json",

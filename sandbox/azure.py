@@ -34,6 +34,7 @@ from sandbox.azure_schema import Problem, ResourceSchema, schema
 from sandbox.state import UnreadableStateError, write_atomically
 from sandbox.values import (
     UNKNOWN,
+    Change,
     Secret,
     Value,
     covers,
@@ -178,6 +179,7 @@ class SimulatedAzure(sdk.Provider):
             # Two resources cannot have one name.
             delete_before_replace=bool(replaces) and not renamed,
             diffs=sorted({str(change.path[0]) for change in changes}),
+            detailed_diff={show_path(change.path): _detail(change, change in replaces) for change in changes},
         )
 
     def predicted_id(self, type_: str, inputs: dict[str, PropertyValue]) -> str | None:
@@ -606,6 +608,11 @@ class SimulatedAzure(sdk.Provider):
         if self._file is not None:
             resources = list(self._resources.values())
             write_atomically(self._file, json.dumps({"resources": resources}, indent=1))
+
+
+def _detail(change: Change, replaces: bool) -> sdk.PropertyDiff:
+    kind = "ADD" if change.old is None else "DELETE" if change.new is None else "UPDATE"
+    return sdk.PropertyDiff(sdk.PropertyDiffKind[f"{kind}_REPLACE" if replaces else kind], input_diff=True)
 
 
 def _bare_type(type_: str) -> str:

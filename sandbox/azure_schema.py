@@ -10,6 +10,7 @@ import collections.abc
 import difflib
 import importlib
 import inspect
+import threading
 import types
 import typing
 from collections.abc import Iterator, Mapping
@@ -58,9 +59,18 @@ class ResourceSchema:
         return {name: _preview(inputs.get(name), hint) for name, hint in self.outputs.items()}
 
 
-@cache
+#: The SDK loads its modules when they are first looked at, and two threads that look would find one half loaded.
+_LOADING = threading.Lock()
+
+
 def schema(token: str) -> ResourceSchema | None:
     """The schema of a token such as `azure-native:containerservice:AgentPool`; None if the SDK has no such type."""
+    with _LOADING:
+        return _schema(token)
+
+
+@cache
+def _schema(token: str) -> ResourceSchema | None:
     _, module_name, name = token.split(":")
     try:
         module = importlib.import_module(f"pulumi_azure_native.{module_name}")

@@ -182,7 +182,7 @@ def test_what_only_the_program_refuses_is_wrong_input_too(project: Project):
     [
         (["up", "--stack", "none"], "there are sandbox"),
         (["up", "--stack", "../x"], "letters, digits"),
-        (["up", "--engine", "cli"], "comes in a later version"),
+        (["up", "--engine", "other"], "invalid choice"),
         (["up", "--set", "x"], "KEY=VALUE"),
         (["deploy"], "invalid choice"),
         (["up", "--frobnicate"], "unrecognized arguments"),
