@@ -22,6 +22,11 @@ NETWORK = (
     "Microsoft.Network/virtualNetworks",
 )
 LOGS = ("Microsoft.OperationalInsights/workspaces", "Microsoft.Insights/diagnosticSettings")
+WEIGHTS = (
+    "Microsoft.Storage/storageAccounts",
+    "Microsoft.Storage/storageAccounts/blobServices/containers",
+    "Microsoft.ManagedIdentity/userAssignedIdentities/federatedIdentityCredentials",
+)
 BUDGET = ("Microsoft.Consumption/budgets",)
 
 #: What is done to resources beside reading, writing and deleting them.
@@ -49,6 +54,7 @@ def resource_types(plan: StackPlan) -> tuple[str, ...]:
         *(NETWORK if cluster.network.subnet_id is None else ()),
         *(LOGS if cluster.logs else ()),
         *(BUDGET if cluster.budget else ()),
+        *(WEIGHTS if plan.weight_store else ()),
     )
 
 

@@ -6,7 +6,8 @@ import os
 import shutil
 import subprocess
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, is_dataclass
+from typing import Any
 from urllib.parse import quote, urlsplit
 
 from planning import catalogue
@@ -195,11 +196,20 @@ def _bearer(token: Token | None) -> Mapping[str, str]:
 
 
 def _images(plan: StackPlan) -> Iterator[Result]:
-    images: dict[str, Image] = {}
-    for image in (*(model.image for model in plan.models), plan.device_plugin.image):
-        images.setdefault(image.reference, image)
-    for image in images.values():
+    for image in {image.reference: image for image in _all_images(plan)}.values():
         yield _image(image)
+
+
+def _all_images(value: Any) -> Iterator[Image]:
+    """Wherever the plan has them."""
+    if isinstance(value, Image):
+        yield value
+    elif is_dataclass(value):
+        for field in fields(value):
+            yield from _all_images(getattr(value, field.name))
+    elif isinstance(value, tuple):
+        for item in value:
+            yield from _all_images(item)
 
 
 def _image(image: Image) -> Result:
