@@ -53,12 +53,18 @@ GpuRuntime("gpu-runtime", plan.device_plugin, access.in_cluster)
 token = pulumi.Config().get_secret("hf-token") if plan.needs_hf_token else None
 shared = ModelAccessArgs(namespace=plan.namespace, priorities=plan.priorities, hf_token=token)
 models = ModelAccess("models", shared, access.in_cluster)
-NetworkPolicies("network", NetworkPoliciesArgs(plans=plan.network_policies, access=models), access.in_cluster)
 store, uploads = None, {}
 if plan.weight_store is not None:
     store = WeightStore("weights", WeightStoreArgs(plan=plan.weight_store, stack=plan, cluster=cluster))
     args = WeightUploadsArgs(plans=plan.uploads, account=plan.weight_store.uploader, store=store, access=models)
     uploads = WeightUploads("weight-uploads", args, access.in_cluster).jobs
+policies = NetworkPoliciesArgs(
+    plans=plan.network_policies,
+    by_name=plan.name_policies,
+    storage_account=store.account_name if store else None,
+    access=models,
+)
+NetworkPolicies("network", policies, access.in_cluster)
 for model in plan.models:
     upload = uploads.get(model.weights.model_path)
     server = ModelServerArgs(plan=model, access=models, store=store if upload else None, upload=upload)

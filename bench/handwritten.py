@@ -334,7 +334,6 @@ def _network_policies(namespace: pulumi.Output[str], inside: pulumi.ResourceOpti
         return networking.v1.NetworkPolicyEgressRuleArgs(to=[peer], ports=ports(number, *protocols))
 
     engine, edge = {"app.kubernetes.io/name": "vllm"}, {"app.kubernetes.io/name": "vllm-edge"}
-    upload = {"app.kubernetes.io/name": "weights-upload"}
     scrapers = [
         pods({"rsName": "ama-metrics"}, "kube-system"),
         pods({"app.kubernetes.io/name": "prometheus"}, "monitoring"),
@@ -349,8 +348,11 @@ def _network_policies(namespace: pulumi.Output[str], inside: pulumi.ResourceOpti
         "dns": ({}, [], [egress(53, dns, "UDP", "TCP")]),
         "edge": (edge, [ingress(8080, None), ingress(8404, scrapers)], [egress(8000, pods(engine))]),
         "replicas": (engine, [ingress(8000, [pods(edge), *scrapers])], []),
-        "weights": (engine, [], [egress(443, internet)]),
-        "weights-upload": (upload, [], [egress(443, internet)]),
+        "weights-model": (
+            engine | {"app.kubernetes.io/instance": "model"},
+            [],
+            [egress(443, internet)],
+        ),
     }
     for name, (selected, inward, outward) in rules.items():
         types = [kind for kind, found in (("Ingress", inward), ("Egress", outward)) if found]

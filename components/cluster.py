@@ -171,6 +171,13 @@ def _network(plan: ClusterPlan) -> containerservice.ContainerServiceNetworkProfi
         pod_cidr=plan.network.pod_cidr,
         service_cidr=plan.network.service_cidr,
         dns_service_ip=plan.network.dns_service_ip,
+        # Absent where it is off: the API refuses an explicit false (pulumi-azure-native#4206).
+        advanced_networking=containerservice.AdvancedNetworkingArgs(
+            enabled=True,
+            security=containerservice.AdvancedNetworkingSecurityArgs(enabled=True, advanced_network_policies="FQDN"),
+        )
+        if plan.policies_by_name
+        else None,
     )
 
 

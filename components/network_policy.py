@@ -6,10 +6,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import pulumi
-from pulumi_kubernetes import meta, networking
+from pulumi_kubernetes import apiextensions, meta, networking
 
 from components.model_access import ModelAccess
-from planning.network_policy import NetworkPolicyPlan, Peer, Rule
+from planning.network_policy import DNS, DNS_PORT, HTTPS_PORT, NamePolicyPlan, NetworkPolicyPlan, Peer, Rule
 
 #: Kubernetes itself puts this label on every namespace.
 NAMESPACE = "kubernetes.io/metadata.name"
@@ -20,6 +20,8 @@ class NetworkPoliciesArgs:
     """The policies, and where they hold."""
 
     plans: Sequence[NetworkPolicyPlan]
+    by_name: Sequence[NamePolicyPlan]
+    storage_account: pulumi.Output[str] | None  # that policies by name let through
     access: ModelAccess
 
 
@@ -41,7 +43,42 @@ class NetworkPolicies(pulumi.ComponentResource):
                 spec=_spec(plan),
                 opts=pulumi.ResourceOptions(parent=self),
             )
+        for plan in args.by_name:
+            apiextensions.CustomResource(
+                f"{name}-names-{plan.name}",
+                api_version="cilium.io/v2",
+                kind="CiliumNetworkPolicy",
+                metadata=meta.v1.ObjectMetaArgs(
+                    name=plan.name,
+                    namespace=args.access.namespace,
+                    labels=labels,
+                    annotations={"aks-vllm/why": plan.why},
+                ),
+                spec=_spec_by_name(plan, args.storage_account),
+                opts=pulumi.ResourceOptions(parent=self),
+            )
         self.register_outputs({})
+
+
+def _spec_by_name(plan: NamePolicyPlan, account: pulumi.Output[str] | None) -> dict[str, object]:
+    """https://docs.cilium.io/en/stable/security/policy/language/#dns-based"""
+    hosts: list[pulumi.Input[str]] = list(plan.hosts)
+    if account is not None:
+        hosts.append(pulumi.Output.concat(account, ".", plan.storage_endpoint))
+    server = {f"k8s:{key}": value for key, value in DNS.pods.items()}
+    server["k8s:io.kubernetes.pod.namespace"] = DNS.namespace or ""
+    # Cilium learns a name's addresses from the answers that pass it: without the first rule no name is ever known.
+    answers = {"ports": [{"port": str(DNS_PORT), "protocol": "ANY"}], "rules": {"dns": [{"matchPattern": "*"}]}}
+    return {
+        "endpointSelector": {"matchLabels": dict(plan.pods)},
+        "egress": [
+            {"toEndpoints": [{"matchLabels": server}], "toPorts": [answers]},
+            {
+                "toFQDNs": [{"matchName": host} for host in hosts],
+                "toPorts": [{"ports": [{"port": str(HTTPS_PORT), "protocol": "TCP"}]}],
+            },
+        ],
+    }
 
 
 def _spec(plan: NetworkPolicyPlan) -> networking.v1.NetworkPolicySpecArgs:

@@ -109,13 +109,14 @@ class ClusterPlan:
     grants: tuple[GrantPlan, ...]
     maintenance: MaintenancePlan
     logs: LogsPlan | None
+    policies_by_name: bool  # Cilium filters names, not only addresses: Advanced Container Networking Services
     azure_policy: bool
     defender: bool
     image_cleaner_hours: int | None
     budget: BudgetPlan | None
 
 
-def cluster(settings: Settings, stack: str) -> ClusterPlan:
+def cluster(settings: Settings, stack: str, *, policies_by_name: bool) -> ClusterPlan:
     """The cluster as it is set, unchecked: `problems` says whether it can be."""
     production = settings.environment == "production"
     add_ons = _add_ons(settings)
@@ -142,6 +143,7 @@ def cluster(settings: Settings, stack: str) -> ClusterPlan:
             day=settings.maintenance.day, start=settings.maintenance.start, hours=settings.maintenance.hours
         ),
         logs=LogsPlan(categories=LOG_CATEGORIES, days=LOG_DAYS) if "log-analytics" in add_ons else None,
+        policies_by_name=policies_by_name,
         azure_policy="azure-policy" in add_ons,
         defender="defender" in add_ons,
         image_cleaner_hours=IMAGE_CLEANER_HOURS if "image-cleaner" in add_ons else None,
@@ -201,6 +203,14 @@ def problems(settings: Settings, source: str) -> Iterator[Problem]:
 def findings(plan: ClusterPlan) -> Iterator[Finding]:
     """What the cluster's settings mean for people."""
     yield from network.findings(plan.api_server, plan.network)
+    if plan.policies_by_name:
+        yield Finding(
+            severity=Severity.NOTE,
+            subject="stack",
+            message="Of the internet, replicas reach Entra ID and their storage account alone, by name: Azure "
+            "charges each node for it (Advanced Container Networking Services), at a price that is not known here.",
+            remedy="https://learn.microsoft.com/azure/aks/advanced-container-networking-services-overview",
+        )
     until = catalogue.kubernetes_versions().get(".".join(plan.kubernetes_version.split(".")[:2]))
     yield Finding(
         severity=Severity.NOTE,

@@ -8,7 +8,7 @@ https://learn.microsoft.com/azure/aks/azure-cni-powered-by-cilium
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 #: The labels that tell the namespace's pods apart; the components that declare them use these.
@@ -60,6 +60,23 @@ class NetworkPolicyPlan:
     egress: tuple[Rule, ...] = ()
 
 
+@dataclass(frozen=True, kw_only=True)
+class NamePolicyPlan:
+    """HTTPS connections to these names: a CiliumNetworkPolicy, as a NetworkPolicy knows addresses only."""
+
+    name: str
+    why: str
+    pods: Mapping[str, str]
+    hosts: tuple[str, ...]
+    storage_endpoint: str  # what follows the storage account's name, which is known when the account is
+
+
+#: Where a pod with a workload identity gets its token.
+#: https://learn.microsoft.com/azure/aks/workload-identity-overview
+ENTRA_ID = "login.microsoftonline.com"
+#: https://learn.microsoft.com/azure/storage/common/storage-account-overview#storage-account-endpoints
+BLOB_ENDPOINT = "blob.core.windows.net"
+
 #: The cluster's DNS server: CoreDNS, under the name that AKS kept.
 DNS = Peer(namespace="kube-system", pods={"k8s-app": "kube-dns"})
 #: Who reads metrics: Azure Monitor's managed Prometheus, and one that is run in a namespace `monitoring` with its
@@ -70,8 +87,29 @@ SCRAPERS = (
 )
 
 
-def network_policies(*, engine_port: int, edge_port: int, edge_metrics_port: int) -> tuple[NetworkPolicyPlan, ...]:
-    """The policies of the models' namespace."""
+def name_policies(streaming: Sequence[str]) -> tuple[NamePolicyPlan, ...]:
+    """What replicas of models that stream their weights may reach outside of the cluster."""
+    return tuple(
+        NamePolicyPlan(
+            name=f"weights-{model}",
+            why=f"Of the internet, replicas of {model} reach Entra ID and the stack's storage account alone.",
+            pods=replicas_of(model),
+            hosts=(ENTRA_ID,),
+            storage_endpoint=BLOB_ENDPOINT,
+        )
+        for model in streaming
+    )
+
+
+def replicas_of(model: str) -> dict[str, str]:
+    """The labels of one model's replicas."""
+    return {**ENGINE, "app.kubernetes.io/instance": model}
+
+
+def network_policies(
+    *, engine_port: int, edge_port: int, edge_metrics_port: int, downloading: Sequence[str], uploads: bool
+) -> tuple[NetworkPolicyPlan, ...]:
+    """The policies of the models' namespace; `downloading` are the models whose replicas fetch weights from the Hub."""
     engine, metrics = (("TCP", engine_port),), (("TCP", edge_metrics_port),)
     return (
         NetworkPolicyPlan(name="default-deny", why="Nothing is open that is not opened below.", pods={}),
@@ -106,6 +144,9 @@ def network_policies(*, engine_port: int, edge_port: int, edge_metrics_port: int
                 pods=pods,
                 egress=(Rule(peers=(Peer(cidr=INTERNET, without=PRIVATE),), ports=(("TCP", HTTPS_PORT),)),),
             )
-            for name, pods in (("weights", ENGINE), ("weights-upload", UPLOAD))
+            for name, pods in (
+                *((f"weights-{model}", replicas_of(model)) for model in downloading),
+                *((("weights-upload", UPLOAD),) if uploads else ()),
+            )
         ),
     )

@@ -36,7 +36,7 @@ from planning.edge import EdgePlan
 from planning.findings import Finding, InvalidStack, Problem, Severity
 from planning.memory import EngineOptions, LayoutError, MemoryPlan
 from planning.names import Names, names
-from planning.network_policy import NetworkPolicyPlan
+from planning.network_policy import NamePolicyPlan, NetworkPolicyPlan
 from planning.parallelism import Layout
 from planning.placement import Demand, Place, PoolPlacement, Way
 from planning.rollout import RolloutPlan
@@ -121,6 +121,7 @@ class StackPlan:
     models: tuple[ModelPlan, ...]
     edge: EdgePlan
     network_policies: tuple[NetworkPolicyPlan, ...]
+    name_policies: tuple[NamePolicyPlan, ...]
     weight_store: WeightStorePlan | None  # None: every model is downloaded by its replicas
     uploads: tuple[UploadPlan, ...]
     cost: CostPlan
@@ -189,7 +190,14 @@ def decide(settings: Settings, *, stack: str, source: str, today: date | None = 
     problems: list[Problem] = []
     drafts = [draft for name in settings.models if (draft := _draft(settings, name, source, problems)) is not None]
     pools = _pools(settings, drafts, source, problems)
-    cluster = cluster_plan.cluster(settings, stack)
+    cluster = cluster_plan.cluster(
+        settings,
+        stack,
+        policies_by_name=any(
+            weight_source.source(model.weights, settings.environment) == weight_source.AZURE_BLOB
+            for model in settings.models.values()
+        ),
+    )
     problems += cluster_plan.problems(settings, source)
     problems += edge_problems.problems(settings.edge, source)
     problems += network.problems(settings, nodes=cluster_plan.nodes(cluster, [*pools.values()]), source=source)
@@ -257,7 +265,14 @@ def decide(settings: Settings, *, stack: str, source: str, today: date | None = 
         models=models,
         edge=front,
         network_policies=network_policy.network_policies(
-            engine_port=PORT, edge_port=front.port, edge_metrics_port=front.admin_port
+            engine_port=PORT,
+            edge_port=front.port,
+            edge_metrics_port=front.admin_port,
+            downloading=[model.name for model in models if model.weights.needs_internet_egress],
+            uploads=bool(weight_source.uploads(models)),
+        ),
+        name_policies=network_policy.name_policies(
+            [model.name for model in models if not model.weights.needs_internet_egress]
         ),
         weight_store=weight_source.store(models),
         uploads=weight_source.uploads(models),

@@ -520,7 +520,10 @@ def _nodes(plan: StackPlan) -> Section:
         ("Price", price),
         ("Quota", "\n".join(quota)),
         ("Cluster", cluster),
-        ("Connections", "\n".join(dict.fromkeys(policy.why for policy in plan.network_policies))),
+        (
+            "Connections",
+            "\n".join(dict.fromkeys(policy.why for policy in (*plan.network_policies, *plan.name_policies))),
+        ),
     )
     return Section(title="Nodes and price", blocks=(Rows(rows=rows),))
 

@@ -5,7 +5,7 @@ What is simulated, and how it differs from AKS:
 * Nodes are objects that KWOK keeps Ready. Their GPUs are there at once, while on AKS the device plugin offers them.
 * Pods start, become ready after a delay, and end as `kwok-stages.yaml` says; nothing runs in them.
 * Users sign in through `bin/kubelogin`, a stand-in for Azure/kubelogin with its flags. Roles in Azure are not asked.
-* NetworkPolicies are stored and not enforced, and there is no DNS.
+* NetworkPolicies, and Cilium's, are stored and not enforced, and there is no DNS.
 """
 
 from __future__ import annotations
@@ -48,6 +48,34 @@ AKS_SERVER_ID = "6dae42f8-4368-4678-94ff-3960e28e3630"
 KUBELOGIN_CLIENT_ID = "80faf920-1908-4b52-b5ef-a8e7bedfc67a"
 TENANT_ID = "00000000-0000-0000-0000-000000000000"
 
+#: https://docs.cilium.io/en/stable/network/kubernetes/policy/; its schema is the operator's, and is not checked here.
+CILIUM_POLICIES: Json = {
+    "apiVersion": "apiextensions.k8s.io/v1",
+    "kind": "CustomResourceDefinition",
+    "metadata": {"name": "ciliumnetworkpolicies.cilium.io"},
+    "spec": {
+        "group": "cilium.io",
+        "scope": "Namespaced",
+        "names": {"kind": "CiliumNetworkPolicy", "plural": "ciliumnetworkpolicies", "shortNames": ["cnp"]},
+        "versions": [
+            {
+                "name": "v2",
+                "served": True,
+                "storage": True,
+                "schema": {
+                    "openAPIV3Schema": {
+                        "type": "object",
+                        "properties": {
+                            "spec": {"type": "object", "x-kubernetes-preserve-unknown-fields": True},
+                            "status": {"type": "object", "x-kubernetes-preserve-unknown-fields": True},
+                        },
+                    }
+                },
+            }
+        ],
+    },
+}
+
 KUBELOGIN = Path(__file__).parent / "kubelogin.sh"
 
 
@@ -88,6 +116,14 @@ class ControlPlane:
             for name in COMPONENTS[2:]:
                 self._processes.ensure(name, commands[name])
             self._wait_until(self._controllers_work, "kube-controller-manager", COMPONENTS)
+            self._serve_cilium_policies()
+
+    def _serve_cilium_policies(self) -> None:
+        """The kind that Cilium brings to an AKS cluster; stored, and enforced by nobody here."""
+        api, name = self._api(), CILIUM_POLICIES["metadata"]["name"]
+        path = "/apis/apiextensions.k8s.io/v1/customresourcedefinitions"
+        if api.get(f"{path}/{name}") is None:
+            api.request("POST", path, body=CILIUM_POLICIES)
 
     def stop(self) -> None:
         """End every process of this control plane and wait until they are gone. The data stays."""

@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 from sandbox.engine import Recording
-from tests.components.harness import Record
+from tests.components.harness import CLUSTER, DEPLOYMENT, Record
 
 PAGE = Path(__file__).parents[2] / "docs" / "network.md"
 POLICY = "kubernetes:networking.k8s.io/v1:NetworkPolicy"
@@ -37,7 +37,12 @@ class End:
 ENDS = [
     End("edge", "10.244.0.5", "vllm", {"app.kubernetes.io/name": "vllm-edge", "app.kubernetes.io/instance": "edge"}),
     End("replica", "10.244.1.5", "vllm", {"app.kubernetes.io/name": "vllm", "app.kubernetes.io/instance": "model"}),
-    End("another replica", "10.244.2.5", "vllm", {"app.kubernetes.io/name": "vllm"}),
+    End(
+        "another replica",
+        "10.244.2.5",
+        "vllm",
+        {"app.kubernetes.io/name": "vllm", "app.kubernetes.io/instance": "model"},
+    ),
     End("upload", "10.244.1.6", "vllm", {"app.kubernetes.io/name": "weights-upload"}),
     End("a stranger in the namespace", "10.244.1.7", "vllm", {"app": "stranger"}),
     End("DNS", "10.244.0.2", "kube-system", {"k8s-app": "kube-dns"}),
@@ -133,18 +138,36 @@ def connections() -> Iterator[tuple[End, End, tuple[str, int]]]:
                 yield from ((source, to, port) for port in PORTS)
 
 
+@pytest.mark.parametrize("source", ["hugging-face", "azure-blob"])
 @pytest.mark.parametrize(("tls", "port"), [(False, 8080), (True, 8443)], ids=["clear text", "TLS"])
 def test_the_declared_policies_let_through_what_the_page_lists_and_no_more(
-    recorded: Record, tls: bool, port: int
+    recorded: Record, tls: bool, port: int, source: str
 ) -> None:
-    edge = {"tls-secret": "edge-certificate"} if tls else {}
-    found = policies(recorded(edge=edge) if tls else recorded())
-    wanted = listed(port)
+    edge = {"edge": {"tls-secret": "edge-certificate"}} if tls else {}
+    found = policies(recorded(weights={"source": source}, **edge))
+    # Either the replicas fetch weights or the upload does.
+    other = "upload" if source == "hugging-face" else "replica"
+    wanted = {one for one in listed(port) if not (one[1] == "internet" and other in one[0])}
     allowed = {(s.name, to.name, p) for s, to, p in connections() if allows(found, s, to, p)}
     denied = sum(1 for _ in connections()) - len(allowed)
     assert allowed - wanted == set(), "open, and not on the page"
     assert wanted - allowed == set(), "on the page, and refused"
     assert (len(allowed), denied) > (30, 1000), "the matrix has become too small to prove anything"
+
+
+def test_replicas_that_stream_reach_two_names_and_nothing_else_of_the_internet(recorded: Record) -> None:
+    recording = recorded(weights={"source": "azure-blob"})
+    (policy,) = [r for r in recording.registrations if r.type == "kubernetes:cilium.io/v2:CiliumNetworkPolicy"]
+    spec = policy.inputs["spec"]
+    replica = recording.one(DEPLOYMENT, "model-deployment").inputs["spec"]["template"]["metadata"]["labels"]
+    assert spec["endpointSelector"]["matchLabels"].items() <= replica.items(), "it is about no pod"
+    dns, names = spec["egress"]
+    assert dns["toPorts"][0]["rules"], "without it Cilium learns no name's addresses, and nothing is let through"
+    assert names["toFQDNs"][0] == {"matchName": "login.microsoftonline.com"}
+    assert len(names["toFQDNs"]) == 2, "Entra ID and the storage account, whose name an update tells"
+    assert names["toPorts"] == [{"ports": [{"port": "443", "protocol": "TCP"}]}]
+    cluster = recording.one(CLUSTER).inputs["networkProfile"]["advancedNetworking"]
+    assert cluster["security"]["advancedNetworkPolicies"] == "FQDN", "the policy would be refused or ignored"
 
 
 def test_without_the_policies_everything_is_open(recorded: Record) -> None:
