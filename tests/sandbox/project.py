@@ -16,7 +16,7 @@ from typing import Any
 from kubernetes import client, config
 
 ROOT = Path(__file__).parents[2]
-ROOMS = ("__main__.py", "Pulumi.yaml", "planning", "components", "presets", "stacks", "sandbox")
+ROOMS = ("__main__.py", "Pulumi.yaml", "planning", "components", "pod", "presets", "stacks", "sandbox")
 STATE = ".sandbox/sandbox"
 QUICK = {**os.environ, "AKS_VLLM_POD_READY_SECONDS": "0.5"}
 
