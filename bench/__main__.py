@@ -5,11 +5,12 @@ from __future__ import annotations
 import argparse
 import sys
 
-from bench import accuracy, engine, faults, growth, losses, planner, program, up
+from bench import accuracy, engine, faults, growth, losses, planner, program, serving_accuracy, up
 from bench.figure import Figure, table
 
 SECTIONS = {
     "accuracy": accuracy.figures,
+    "serving": serving_accuracy.figures,
     "planner": planner.figures,
     "program": program.figures,
     "growth": growth.figures,
@@ -18,7 +19,7 @@ SECTIONS = {
     "losses": losses.figures,
     "up": up.figures,
 }
-DEFAULT = ("accuracy", "planner", "program", "growth")
+DEFAULT = ("accuracy", "serving", "planner", "program", "growth")
 
 
 def main() -> int:

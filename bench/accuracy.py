@@ -1,4 +1,4 @@
-"""How near the memory plan comes to what vLLM printed, beside two other planners; writes `docs/accuracy.md`.
+"""How near the memory plan comes to what vLLM printed, beside two other planners; a part of `docs/accuracy.md`.
 
 The rows are start-up logs (`tests/data/startup_logs.yaml`), each planned by the rules of its own vLLM version. The
 other planners get the true weights and the row's own utilisation, so that only their formulas are compared.
@@ -82,7 +82,7 @@ def median(errors: list[float]) -> float:
 def figures() -> list[Figure]:
     """Median errors of dense models and of models with experts, and verdicts that are wrong; writes the page."""
     found = results()
-    PAGE.write_text(page(found), "utf-8")
+    write()
     measured = []
     for kind, limit in (("dense", 0.10), ("experts", 0.70)):
         errors = [result.error for result in found if result.kind == kind]
@@ -110,10 +110,22 @@ def figures() -> list[Figure]:
     return measured
 
 
+def write() -> None:
+    """Write `docs/accuracy.md`."""
+    PAGE.write_text(page(results()), "utf-8")
+
+
 def page(found: list[Result]) -> str:
     """`docs/accuracy.md`."""
+    from bench import serving_accuracy  # it fits constants, which takes seconds
+
+    return "\n".join(["# How accurate the plan is", "", *section(found), *serving_accuracy.section()])
+
+
+def section(found: list[Result]) -> list[str]:
+    """The part about memory."""
     lines = [
-        "# How accurate the memory plan is",
+        "## Memory",
         "",
         "Available KV cache in GiB per GPU: what vLLM logged, and by how much three planners miss it. A positive error",
         "promises memory that is not there. `stated` is the error that the plan itself prints beside its answer. Each",
@@ -146,10 +158,10 @@ def page(found: list[Result]) -> str:
         "- Left out above, because the card's total memory or the weights were not logged:",
     ]
     lines += [f"  - {row.name}" for row in rows().values() if not row.has_known_inputs]
-    lines += [
+    return [
+        *lines,
         "",
         "The formulas of the others: KAITO (to 0.12) budget − 1.05 × weights − 2.3; llm-d budget − weights − a",
         "constant (4.8 Llama, 5.6 Qwen, 8.0 experts, 2.5 multimodal) per replica − 0.15, or 0.6 on several GPUs.",
         "",
     ]
-    return "\n".join(lines)
