@@ -5,7 +5,7 @@ from __future__ import annotations
 import statistics
 import time
 from collections.abc import Callable, Iterable
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import cache
 from itertools import combinations
 
@@ -176,14 +176,14 @@ def section() -> list[str]:
     waits, missed, false = queues()
     order = ranking()
     lines += [
-        f"- {len(asdict(serving_rate.constants()))} constants for all of it, in `presets/serving-rate.yaml`. minimax-m2.5 is",
-        "  the only model with experts in the fit: without it their two constants stay where the fit begins, so one of",
-        "  its GPUs is left out besides. The form of the time to first token was chosen with llama's rows in view.",
+        "- Eight constants for all of it, in `presets/serving-rate.yaml`. minimax-m2.5 is the only model with experts",
+        "  in the fit: without it their two constants stay where the fit begins, so one GPU is left out besides.",
+        "- The form of the time to first token was chosen with llama's rows in view.",
         f"- Users that wait for KV cache: {waits} loads, {missed} missed, {false} false alarms.",
-        f"- Layouts of a node under the same load: {order.right} of {order.pairs} pairs in the right order; choosing by",
-        f"  the prediction loses {order.loss:.1f} % of the tokens on average ({order.choices} choices).",
-        "- Not predicted, so not here: bursts of hundreds of requests (measured 0.3 to 0.8 of such a form), A100, tails.",
-        "- AKS nodes were not measured. One of two clusters ran the same recipe up to 3 times slower from four GPUs on.",
+        f"- Layouts of a node under the same load: {order.right} of {order.pairs} pairs in the right order; choosing",
+        f"  by the prediction loses {order.loss:.1f} % of the tokens on average ({order.choices} choices).",
+        "- Not predicted, so not here: bursts of hundreds of requests (0.3 to 0.8 of such a form), A100, tails.",
+        "- AKS nodes were not measured. One of two clusters was up to 3 times slower from four GPUs on.",
         "",
     ]
     return lines
