@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import sys
 
-from bench import accuracy, engine, faults, growth, losses, planner, program, serving_accuracy, up
+from bench import accuracy, edge, engine, faults, growth, losses, planner, program, serving_accuracy, up
 from bench.figure import Figure, table
 
 SECTIONS = {
@@ -14,6 +14,7 @@ SECTIONS = {
     "planner": planner.figures,
     "program": program.figures,
     "growth": growth.figures,
+    "edge": edge.figures,
     "engine": engine.figures,
     "faults": faults.figures,
     "losses": losses.figures,

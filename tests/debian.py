@@ -1,4 +1,4 @@
-"""Programs that Debian packages, for tests: from PATH, or unpacked into the cache. Nothing is installed."""
+"""Programs that Debian packages, for tests and benchmarks: from PATH, or unpacked into the cache; none is installed."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from pathlib import Path
 PACKAGES: Mapping[str, tuple[str, ...]] = {
     "haproxy": ("haproxy", "liblua5.3-0", "libopentracing-c-wrapper0", "libopentracing1", "libpcre2-8-0"),
     "bwrap": ("bubblewrap",),
+    "wrk": ("wrk", "libluajit-5.1-2"),
 }
 
 
@@ -32,7 +33,7 @@ class Program:
 
 
 def program(name: str) -> Program:
-    """`haproxy` or `bwrap`: what AKS_VLLM_HAPROXY or AKS_VLLM_BWRAP says, else PATH, else Debian's package.
+    """One of PACKAGES: what AKS_VLLM_HAPROXY, for one, says, else PATH, else Debian's package.
 
     Raises FileNotFoundError, with what to do, where there is none.
     """
