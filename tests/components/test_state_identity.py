@@ -44,7 +44,8 @@ IMMUTABLE_AT_THE_API = {
 
 
 def _urns(recording: Recording) -> set[str]:
-    return {registration.urn for registration in recording.registrations}
+    """Of everything that holds something: a policy that is made anew has lost nothing."""
+    return {r.urn for r in recording.registrations if "index:NetworkPolicies$" not in r.urn}
 
 
 @pytest.mark.parametrize(

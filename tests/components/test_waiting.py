@@ -106,7 +106,7 @@ def test_the_edge_lets_the_longest_answer_finish_before_it_is_killed(recorded: R
     recording = recorded(max_answer_tokens=30_000)
     pod = recording.one(DEPLOYMENT, "edge-deployment").inputs["spec"]["template"]["spec"]
     (haproxy,) = pod["containers"]
-    configuration = recording.one(CONFIG_MAP).inputs["data"]["haproxy.cfg"]
+    configuration = recording.one(CONFIG_MAP, "edge-configuration").inputs["data"]["haproxy.cfg"]
     hard_stop = int(configuration.partition("hard-stop-after ")[2].partition("s")[0])
     assert hard_stop > 30_000 / 30, "an answer at 30 tokens a second would be cut"
     assert haproxy["lifecycle"]["preStop"]["sleep"]["seconds"] + hard_stop < pod["terminationGracePeriodSeconds"]

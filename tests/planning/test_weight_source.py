@@ -203,7 +203,11 @@ def test_what_is_uploaded_once_must_be_one_commit() -> None:
 
 
 def test_what_is_stored_is_said_with_its_size_and_its_one_wait() -> None:
-    (note,) = [text for text in told(plan({"a": LLAMA}, "production"), Severity.NOTE) if "storage account" in text]
+    (note,) = [
+        text
+        for text in told(plan({"a": LLAMA}, "production"), Severity.NOTE)
+        if "are kept in a storage account" in text
+    ]
     assert "142 GB" in note
     assert "13 minutes" in note
     assert plan({"a": LLAMA}).weight_store is None, "who downloads pays for no account"

@@ -78,6 +78,9 @@ class Stage:
         """Make a model's Deployment, some of its pods' fields left out."""
         deployment = copy.deepcopy(dict(self.recording.one(DEPLOYMENT, f"{name}-deployment").inputs))
         deployment["spec"]["minReadySeconds"] = 1
+        for volume in deployment["spec"]["template"]["spec"]["volumes"]:
+            if "configMap" in volume:  # made up by an update; a preview knows no name
+                volume["configMap"]["name"] = "weights-program"
         for field_ in without:
             deployment["spec"]["template"]["spec"].pop(field_, None)
         self._create(deployment)
