@@ -60,7 +60,7 @@ pin: $(READY) ## fill unknown revisions and digests, online: make pin PRESET=qwe
 test: $(READY) ## all tests; the first run builds the control plane, about ten minutes on two cores
 	@$(RUN) -m pytest --numprocesses 2 --dist loadfile -m "not engine and not edge" $(ARGS)
 
-test-engine: $(READY) ## a real HAProxy, and vLLM's own code on the CPU: 6 GB and a quarter of an hour the first time
+test-engine: $(READY) ## a real HAProxy, and vLLM's own code on the CPU: a quarter of an hour, and 6 GB the first time
 	@$(RUN) -m pytest -m "engine or edge" -s $(or $(ARGS),tests/edge tests/engine tests/serving)
 
 engine-contract: $(READY) ## make the folder of a vLLM from its own code: make engine-contract VERSION=0.33.0

@@ -1,4 +1,4 @@
-"""Who serves while a Deployment is replaced, counted in whole GPUs. tests/sandbox/test_stuck.py asks the real one."""
+"""Who serves while a Deployment is replaced, counted in whole GPUs; simulated, no scheduler is asked."""
 
 from __future__ import annotations
 
