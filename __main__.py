@@ -20,7 +20,7 @@ from components.model_server import ModelServer, ModelServerArgs
 from components.network_policy import NetworkPolicies, NetworkPoliciesArgs
 from components.weights import WeightStore, WeightStoreArgs, WeightUploads, WeightUploadsArgs
 from planning import plan as planner
-from planning import report, settings
+from planning import report, stack_file
 from planning.findings import InvalidStack, Severity
 
 gc.freeze()
@@ -29,7 +29,7 @@ gc.enable()
 # Read. The whole bag, so that misspelt keys are found; the value of a secret stays out of it.
 bag = {**get_config_env(), **CONFIG.get()}
 secrets = {key for key in bag if is_config_secret(key)} | {*get_config_secret_keys_env()}
-reading = settings.from_pulumi(bag | dict.fromkeys(secrets, "[secret]"), secrets, pulumi.get_stack())
+reading = stack_file.from_pulumi(bag | dict.fromkeys(secrets, "[secret]"), secrets, pulumi.get_stack())
 
 # Decide, and stop before anything is declared.
 try:

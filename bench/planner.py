@@ -7,7 +7,7 @@ import time
 
 from bench.figure import Figure
 from bench.measure import call_milliseconds, paired
-from planning import catalogue, settings
+from planning import catalogue, stack_file
 from planning.memory import EngineOptions
 from planning.parallelism import LayoutError, choose_layout
 from planning.plan import read_and_decide
@@ -47,7 +47,7 @@ def _every_preset_on_every_size() -> tuple[int, float]:
 
 def figures() -> list[Figure]:
     """`decide()` in this process, and `python -m planning fit` beside a process that only imports its libraries."""
-    reading = settings.from_file("prod")
+    reading = stack_file.from_file("prod")
     decide = call_milliseconds(lambda: read_and_decide(reading), runs=200)
     fit, imports, ratio = paired([*FIT, "--format", "json"], IMPORTS, runs=15)
     estimates, seconds = _every_preset_on_every_size()

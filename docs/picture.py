@@ -12,7 +12,7 @@ from rich.text import Text
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from planning import report, settings
+from planning import report, stack_file
 from planning.plan import read_and_decide
 
 PICTURE = Path(__file__).with_name("report.svg")
@@ -21,7 +21,7 @@ WIDTH = 100
 
 def draw() -> str:
     """The report of the stack `prod` without what comes after the findings, as SVG."""
-    plan = read_and_decide(settings.from_file("prod"))
+    plan = read_and_decide(stack_file.from_file("prod"))
     text, _, _ = Text.from_ansi(report.as_text(plan, width=WIDTH, color=True)).plain.partition("\nNext ")
     colored = Text.from_ansi(report.as_text(plan, width=WIDTH, color=True))[: len(text)]
     console = Console(record=True, width=WIDTH, file=io.StringIO(), force_terminal=True, color_system="truecolor")

@@ -15,7 +15,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from gitops import comment, preview
-from planning import diff, diff_page, revision, settings
+from planning import diff, diff_page, revision, stack_file
 from planning.diff_page import escaped
 from planning.findings import without_tokens
 
@@ -103,7 +103,7 @@ def _stacks(options: argparse.Namespace) -> int:
     )
     if names.returncode != 0:
         raise InputError(f"--base {options.base}: git cannot compare with it: {names.stderr.strip()}")
-    print(json.dumps(touched(names.stdout.splitlines(), settings.stacks())))
+    print(json.dumps(touched(names.stdout.splitlines(), stack_file.stacks())))
     return 0
 
 
@@ -121,7 +121,7 @@ def _preview(options: argparse.Namespace) -> int:
     compared = diff.compare(before, revision.working_tree(options.stack), options.stack)
     head, *details = diff_page.markdown_blocks(compared)
     blocks, refused = [head], bool(compared.problems_after)
-    if not refused and options.stack in settings.stacks():
+    if not refused and options.stack in stack_file.stacks():
         policies, breaks = _policies(options.stack)
         shown, stops = _shown(options.tool, options.stack)
         refused = breaks or stops
@@ -247,8 +247,8 @@ def _backend(options: argparse.Namespace) -> int:
 
 
 def _known(stack: str) -> None:
-    if stack not in settings.stacks():
-        raise InputError(f"--stack {stack}: there is no such stack file; there are {', '.join(settings.stacks())}")
+    if stack not in stack_file.stacks():
+        raise InputError(f"--stack {stack}: there is no such stack file; there are {', '.join(stack_file.stacks())}")
 
 
 def _write(file: Path | None, text: str) -> None:

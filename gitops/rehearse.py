@@ -20,7 +20,7 @@ from typing import Any
 
 import yaml
 
-from planning import catalogue, settings
+from planning import catalogue, stack_file
 
 ROOT = Path(__file__).parents[1]
 FOLDER = ROOT / ".rehearsal"
@@ -117,7 +117,7 @@ class _Copy:
         (self.folder / ".gitignore").write_text(".venv\n.sandbox\n__pycache__/\npolicy/venv\n")
         (self.folder / ".venv").symlink_to(Path(sys.prefix), target_is_directory=True)
         self._pin_images()
-        config = settings.config_of(self._file)
+        config = stack_file.config_of(self._file)
         config.setdefault("aks-vllm:hf-token", {"secure": "none: the sandbox puts its own in this place"})
         self._write(config)
         self.run("git", "init", "--quiet", "--initial-branch=main")
@@ -126,7 +126,7 @@ class _Copy:
 
     def change(self, changes: Sequence[str]) -> None:
         """Commit settings."""
-        self._write(settings.config_of(self._file, changes))
+        self._write(stack_file.config_of(self._file, changes))
         self._commit(f"Set {', '.join(changes)}")
 
     def break_image(self) -> None:
@@ -138,7 +138,7 @@ class _Copy:
 
     def destroy(self) -> None:
         """As docs/deploy.md says: protection off, then the removal."""
-        config = settings.config_of(self._file)
+        config = stack_file.config_of(self._file)
         config["aks-vllm:protect"] = False
         self._write(config)
         for verb in ("up", "destroy"):

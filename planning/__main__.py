@@ -205,9 +205,9 @@ def _presets(options: argparse.Namespace) -> str:
 
 
 def _schema(_: argparse.Namespace) -> str:
-    from planning import settings
+    from planning import stack_file
 
-    return json.dumps(settings.schema(), indent=2)
+    return json.dumps(stack_file.schema(), indent=2)
 
 
 if __name__ == "__main__":

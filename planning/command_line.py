@@ -48,10 +48,10 @@ def add_stack(parser: argparse.ArgumentParser) -> None:
 
 def planned(stack: str, overrides: Sequence[str]) -> StackPlan:
     """The plan of a stack file. Raises InputError with every problem that the file has."""
-    from planning import settings
+    from planning import stack_file
     from planning.plan import read_and_decide
 
-    reading = settings.from_file(stack, overrides=overrides)
+    reading = stack_file.from_file(stack, overrides=overrides)
     try:
         return read_and_decide(reading, date.today())
     except InvalidStack as invalid:

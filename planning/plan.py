@@ -46,7 +46,8 @@ from planning.startup import StartupBudget
 from planning.weight_source import UploadPlan, WeightsPlan, WeightStorePlan
 
 if TYPE_CHECKING:
-    from planning.settings import ModelSettings, Reading, Settings
+    from planning.settings import ModelSettings, Settings
+    from planning.stack_file import Reading
 
 
 @dataclass(frozen=True, kw_only=True)

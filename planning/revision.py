@@ -19,7 +19,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from planning import report, settings
+from planning import report, stack_file
 from planning.diff import Side
 from planning.findings import InvalidStack, without_tokens
 from planning.plan import read_and_decide
@@ -35,7 +35,7 @@ class RevisionError(Exception):
 
 def working_tree(stack: str, overrides: Sequence[str] = ()) -> Side:
     """The stack as its file and `--set` have it now."""
-    return _side(stack, settings.STACKS, "the working tree", overrides)
+    return _side(stack, stack_file.STACKS, "the working tree", overrides)
 
 
 def of_base(base: str, stack: str) -> Side:
@@ -52,11 +52,11 @@ def _of_file(file: Path, stack: str) -> Side:
 
 
 def _side(stack: str, folder: Path, label: str, overrides: Sequence[str]) -> Side:
-    if stack not in settings.stacks(folder):
+    if stack not in stack_file.stacks(folder):
         return Side(label=label, config={})
-    config = settings.config_of(folder / f"Pulumi.{stack}.yaml", overrides)
+    config = stack_file.config_of(folder / f"Pulumi.{stack}.yaml", overrides)
     try:
-        plan = read_and_decide(settings.from_file(stack, overrides=overrides, folder=folder))
+        plan = read_and_decide(stack_file.from_file(stack, overrides=overrides, folder=folder))
     except InvalidStack as invalid:
         return Side(label=label, config=config, problems=tuple(str(problem) for problem in invalid.problems))
     return Side(label=label, config=config, plan=report.as_json(plan))
@@ -85,7 +85,7 @@ def _of_revision(revision: str, stack: str) -> Side:
         if not file.is_file():
             return Side(label=label, config={})
         answer = _planned(Path(folder), stack, revision)
-        config = settings.config_of(file)
+        config = stack_file.config_of(file)
     if "error" in answer:
         problems = [_problem(problem) for problem in answer.get("problems", [])]
         return Side(label=label, config=config, problems=tuple(problems or [answer["error"]]))

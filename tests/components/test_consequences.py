@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import yaml
 
-from planning import diff, report, settings
+from planning import diff, report, stack_file
 from planning.diff import Kind, Side
 from planning.plan import read_and_decide
 from sandbox.engine import Recording, Registration
@@ -51,7 +51,7 @@ SETTINGS: tuple[dict[str, Any], ...] = (
 @cache
 def _planned(text: str) -> Side:
     bag = stack_config(yaml.safe_load(text))
-    reading = settings.from_pulumi(bag, [TOKEN_KEY], "test")
+    reading = stack_file.from_pulumi(bag, [TOKEN_KEY], "test")
     return Side(label=text, config={TOKEN_KEY: {"secure": "x"}}, plan=report.as_json(read_and_decide(reading)))
 
 

@@ -14,7 +14,7 @@ from typing import Any
 
 from planning.edge import EdgePlan
 from planning.plan import read_and_decide
-from planning.settings import from_pulumi
+from planning.stack_file import from_pulumi
 from tests.edge import haproxy
 from tests.edge.stand_in import PORT, Answer, Dns, Replica, ask, request
 

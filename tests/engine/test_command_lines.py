@@ -14,7 +14,7 @@ import yaml
 from planning import catalogue, engine
 from planning.findings import InvalidStack
 from planning.plan import ModelPlan, read_and_decide
-from planning.settings import from_pulumi
+from planning.stack_file import from_pulumi
 from tests import hf_configs
 from tests.serve_words import accepted, words
 

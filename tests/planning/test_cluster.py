@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from planning import settings
+from planning import stack_file
 from planning.findings import InvalidStack, Severity
 from planning.plan import StackPlan, read_and_decide
 
@@ -15,7 +15,7 @@ SUBNET = (
 
 
 def decided(*overrides: str, stack: str = "dev") -> StackPlan:
-    return read_and_decide(settings.from_file(stack, overrides=overrides))
+    return read_and_decide(stack_file.from_file(stack, overrides=overrides))
 
 
 def refused(*overrides: str, stack: str = "dev") -> dict[str, list[str]]:

@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 from planning import catalogue, names
 from planning.findings import InvalidStack, Severity
 from planning.plan import StackPlan, decide, read_and_decide
-from planning.settings import Settings, from_file
+from planning.settings import Settings
+from planning.stack_file import from_file
 
 H100 = "Standard_ND96isr_H100_v5"
 MILLION_TOKENS = {"preset": "nemotron-3.5-lightning-30b-a3b-nvfp4", "vm-size": H100}

@@ -11,7 +11,7 @@ import pytest
 
 from planning.findings import InvalidStack, Severity
 from planning.plan import StackPlan, read_and_decide
-from planning.settings import from_pulumi
+from planning.stack_file import from_pulumi
 from tests.edge import certificates
 
 HASH, OTHER_HASH = (hashlib.sha256(key).hexdigest() for key in (b"one", b"other"))

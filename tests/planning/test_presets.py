@@ -17,7 +17,7 @@ from planning.findings import InvalidStack, Problem, Severity
 from planning.memory import EngineOptions
 from planning.parallelism import choose_layout
 from planning.plan import StackPlan, read_and_decide
-from planning.settings import from_pulumi
+from planning.stack_file import from_pulumi
 from tests import hf_configs
 
 ONE_NODE = catalogue.preset_names()

@@ -12,7 +12,7 @@ import pytest
 
 from planning import catalogue, report, report_page
 from planning.plan import StackPlan, read_and_decide
-from planning.settings import from_file
+from planning.stack_file import from_file
 
 ANSI = "\x1b["
 SCHEMA = json.loads((Path(__file__).parents[2] / "docs" / "report.schema.json").read_text())

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from planning import catalogue, engine, report
 from planning.findings import InvalidStack
 from planning.plan import read_and_decide
-from planning.settings import from_pulumi
+from planning.stack_file import from_pulumi
 
 TOKEN = "hf_" + "neverShown" * 3
 OPTIONS = json.loads((engine.folder() / "arguments.json").read_text())

@@ -12,7 +12,7 @@ from planning.findings import InvalidStack, Severity
 from planning.memory import EngineOptions
 from planning.plan import ModelPlan, StackPlan, read_and_decide
 from planning.serving_rate import Workload
-from planning.settings import from_file
+from planning.stack_file import from_file
 
 H100 = "Standard_ND96isr_H100_v5"
 CHAT = ("workload.input-tokens=1024", "workload.output-tokens=512")

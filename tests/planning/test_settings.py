@@ -10,10 +10,10 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from planning import settings as module
+from planning import stack_file as module
 from planning.findings import InvalidStack
 from planning.plan import read_and_decide
-from planning.settings import Reading, from_file, from_pulumi
+from planning.stack_file import Reading, from_file, from_pulumi
 
 TOKEN = "hf_" + "notARealToken" * 3
 LOCATION = "azure-native:location"

@@ -11,7 +11,8 @@ import pytest
 from planning import catalogue, names, weight_source
 from planning.findings import InvalidStack, Severity
 from planning.plan import ModelPlan, StackPlan, decide, read_and_decide
-from planning.settings import Settings, from_file
+from planning.settings import Settings
+from planning.stack_file import from_file
 from planning.startup import MARGIN, STREAM_BYTES_PER_SECOND
 
 LLAMA, SMALL = {"preset": "llama-3.3-70b-instruct"}, {"preset": "qwen3-8b"}
