@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import sys
 
-from bench import accuracy, edge, engine, faults, growth, losses, planner, program, serving_accuracy, up
+from bench import accuracy, each_setting, edge, engine, faults, growth, losses, planner, program, serving_accuracy, up
 from bench.figure import Figure, table
 
 SECTIONS = {
@@ -17,6 +17,7 @@ SECTIONS = {
     "edge": edge.figures,
     "engine": engine.figures,
     "faults": faults.figures,
+    "settings": each_setting.figures,
     "losses": losses.figures,
     "up": up.figures,
 }

@@ -25,6 +25,7 @@ IMMUTABLE = (
     "scaleSetEvictionPolicy",
     "spotMaxPrice",
     "vnetSubnetID",
+    "capacityReservationGroupID",
 )
 
 

@@ -133,6 +133,8 @@ def gpu_pool(
     taints = (GPU_TAINT, *([SPOT_TAINT] if nodes.spot else ()))
     labels = {POOL_LABEL: vm.pool} | ({SPOT_LABEL: "spot"} if nodes.spot else {})
     fixed = (vm.name, vm.os_disk_type, vm.os_disk_gib, DRIVER, sorted(nodes.zones), nodes.spot, subnet.lower())
+    if nodes.capacity_reservation_group:  # only where there is one: the name of every other pool stays what it is
+        fixed = (*fixed, nodes.capacity_reservation_group.lower())
     return GpuPoolPlan(
         name=vm.pool,
         agent_pool_name=_agent_pool_name(vm.pool, fixed),

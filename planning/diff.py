@@ -38,6 +38,7 @@ class Side:
 class Kind(StrEnum):
     """What an update does, worst first."""
 
+    IMPOSSIBLE = "impossible"
     CLUSTER = "cluster-replacement"
     STUCK = "stuck"
     NODES = "node-replacement"
@@ -147,6 +148,9 @@ REPLACES_CLUSTER = (
     "names.node_resource_group",
     "names.dns_prefix",
 )
+#: What neither an update nor a replacement gets to: Azure refuses it while nodes are in the subnet, and the cluster's
+#: own pool is left out of comparisons (components/cluster.py).
+KEEPS_CLUSTER = ("cluster.network.node_subnet_cidr", "cluster.network.subnet_id")
 
 TOKEN = "aks-vllm:hf-token"  # noqa: S105  the key, not the value
 
@@ -200,7 +204,8 @@ def _verdict(before: Side, after: Side, consequences: Sequence[Consequence]) -> 
         yield from _summary(after.plan)
         return
     said = [each.sentence for each in consequences if each.kind not in (Kind.NONE, Kind.IN_PLACE)]
-    said += [*_news(before.plan, after.plan), *_exposure(before.plan, after.plan)]
+    said += [*_news(before.plan, after.plan), *_endpoint(before.plan, after.plan)]
+    said += _exposure(before.plan, after.plan)
     yield from said or [NOTHING]
     yield from (each.sentence for each in consequences if each.kind is Kind.IN_PLACE)
     yield from _money(before.plan, after.plan)
@@ -250,6 +255,39 @@ def _news(old: Document, new: Document) -> Iterator[str]:
             )
 
 
+def _endpoint(old: Document, new: Document) -> Iterator[str]:
+    """What changes for clients that call as they did."""
+    was, now = old["edge"], new["edge"]
+    if "clients" not in was:  # a revision that did not know
+        return
+    for name, path in now["base_paths"].items():
+        former = was["base_paths"].get(name, path)
+        if former != path:
+            yield f"{name}: clients must call {path} instead of {former}, which is answered 404 from then on."
+    closed = [path for path in was["paths"] if path not in now["paths"]]
+    opened = [path for path in now["paths"] if path not in was["paths"]]
+    if closed:
+        yield f"Requests to {_and(closed)} are refused from then on."
+    if opened:
+        yield f"Exposure: {_and(opened)} can be called, too."
+    if was["clients"]:
+        yield from _clients(was["clients"], now["clients"])
+    if was["max_body_mib"] != now["max_body_mib"]:
+        yield f"Requests may be up to {now['max_body_mib']} MiB large instead of {was['max_body_mib']}."
+
+
+def _clients(was: Mapping[str, int | None], now: Mapping[str, int | None]) -> Iterator[str]:
+    gone, added = [name for name in was if name not in now], [name for name in now if name not in was]
+    if gone and now:
+        yield f"Requests with the key of {_and(gone)} are refused from then on."
+    if added:
+        yield f"Exposure: {_and(added)} may use the models, too."
+    for name in was:
+        if name in now and was[name] != now[name]:
+            limit, former = (f"{each:,}" if each else "any number" for each in (now[name], was[name]))
+            yield f"Requests that {name} may make in a minute: {limit} instead of {former}."
+
+
 def _exposure(old: Document, new: Document) -> Iterator[str]:
     """Who reaches what."""
     for what, words in (("the API server's access is", _api_server), ("the models' endpoint is", _edge)):
@@ -289,6 +327,16 @@ def _consequences(before: Side, after: Side) -> Iterator[Consequence]:
 
 def _cluster(old: Document, new: Document) -> Iterator[Consequence]:
     was, now = old["cluster"], new["cluster"]
+    moved = [path for path in KEEPS_CLUSTER if _at(old, path) != _at(new, path)]
+    if moved:
+        words = _and([path.rpartition(".")[2].replace("_", " ") for path in moved])
+        yield Consequence(
+            kind=Kind.IMPOSSIBLE,
+            subject="cluster",
+            sentence=f"No update can do this ({words}): a cluster's nodes stay in the subnet that they were made in. "
+            "Destroy the stack and deploy it again, or make a second one and move the clients (docs/network.md).",
+        )
+        return
     changed = [
         path.rpartition(".")[2].replace("_", " ")
         for path in REPLACES_CLUSTER

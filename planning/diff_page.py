@@ -9,7 +9,7 @@ from typing import Any
 from planning.diff import Kind, Line, ModelDiff, StackDiff
 
 #: What the eye should find first in a comment.
-MARKS = {Kind.CLUSTER: "🛑", Kind.STUCK: "🛑", Kind.NODES: "⚠️", Kind.OUTAGE: "⚠️"}
+MARKS = {Kind.IMPOSSIBLE: "🛑", Kind.CLUSTER: "🛑", Kind.STUCK: "🛑", Kind.NODES: "⚠️", Kind.OUTAGE: "⚠️"}
 
 
 def as_json(diff: StackDiff) -> dict[str, Any]:

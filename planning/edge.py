@@ -94,6 +94,9 @@ class EdgePlan:
     tls_secret: str | None  # a Secret of type kubernetes.io/tls; None: clear text
     keys: str | None  # keys.map: SHA-256 of each key and its name; None: whoever reaches the edge may use it
     base_paths: Mapping[str, str]  # model -> path of its base URL
+    paths: tuple[str, ...]  # open routes, each after the model's prefix
+    clients: Mapping[str, int | None]  # name of each key -> requests a minute; None: any number
+    max_body_mib: int
     concurrency: Mapping[str, int]  # model -> requests that this pod gives one replica at once
     queue: Mapping[str, int]  # model -> requests that wait in this pod, at most
     node_selector: Mapping[str, str]
@@ -170,8 +173,8 @@ def decide(
     port, service_port = (8443, 443) if draft.tls else (8080, 80)
     routes = {f"{ROUTES[path]}:{prefixes[m.name]}{path}": m.name for m in models for path in settings.paths}
     files = {"haproxy.cfg": _configuration(draft), "routes.map": _map(routes)}
+    limits = {name: key.requests_per_minute for name, key in settings.keys.items()}
     if draft.keys:
-        limits = {name: key.requests_per_minute for name, key in settings.keys.items()}
         # Divided, and rounded up: the pods' sum is never below what was promised.
         files["limits.map"] = _map({name: math.ceil(limit / REPLICAS) for name, limit in limits.items() if limit})
     if draft.tls:
@@ -194,6 +197,9 @@ def decide(
         tls_secret=settings.tls_secret,
         keys=_map({key.sha256: name for name, key in settings.keys.items()}) if draft.keys else None,
         base_paths={name: f"{prefix}/v1" for name, prefix in prefixes.items()},
+        paths=settings.paths,
+        clients=limits,
+        max_body_mib=settings.max_body_mib,
         concurrency=concurrency,
         queue=queue,
         # Not on GPU nodes: they are dear, and draining one would take the way to all the others along.

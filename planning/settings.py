@@ -90,7 +90,7 @@ class GpuNodes(_Described):
 
 
 class NetworkSettings(_Described):
-    """Address ranges of the cluster. Changing one after the first update replaces the cluster."""
+    """Address ranges of the cluster. Changing that of pods or Services replaces the cluster; a subnet is for good."""
 
     vnet_cidr: Text = Field(
         default="10.224.0.0/16",

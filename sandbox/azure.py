@@ -211,7 +211,7 @@ class SimulatedAzure(sdk.Provider):
             return sdk.UpdateResponse(properties=to_properties(outputs))
         found = self._existing(id_)
         immutable = rules()["resources"][type_].get("immutable")
-        if immutable and found["state"] == "Succeeded":
+        if immutable and found["state"] == "Succeeded" and ("while-used" not in immutable or self._user_of(id_)):
             fixed = [parse_path(path) for path in immutable["properties"]]
             for change in differences(found["inputs"], masked(inputs)):
                 if any(covers(pattern, change.path) for pattern in fixed):
@@ -411,12 +411,18 @@ class SimulatedAzure(sdk.Provider):
 
     def _require_unused(self, id_: str) -> None:
         """Networks and what they are made of are not deleted from under what uses them."""
+        if user := self._user_of(id_):
+            raise AzureError(409, "InUseCannotBeDeleted", f"{id_} is used by {user}")
+
+    def _user_of(self, id_: str) -> str | None:
+        """Id of something that names this resource, or what is in it, among its properties."""
         with self._lock:
             others = [r for r in self._resources.values() if not r["id"].lower().startswith(id_.lower())]
         for other in others:
             text = json.dumps(other["inputs"]).lower()
             if other["type"] != GRANT and (f'"{id_.lower()}"' in text or f'"{id_.lower()}/' in text):
-                raise AzureError(409, "InUseCannotBeDeleted", f"{id_} is used by {other['id']}")
+                return other["id"]
+        return None
 
     def _admit_storage(self, type_: str, id_: str, plain: Json, resources: Mapping[str, Json]) -> None:
         """Accounts and containers, and the credentials of identities that come for them."""

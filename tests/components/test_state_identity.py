@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 from pathlib import Path
 from typing import Any
+from uuid import UUID
 
 import pytest
 
@@ -40,6 +41,7 @@ IMMUTABLE_AT_THE_API = {
     "spotMaxPrice",
     "type",
     "vnetSubnetID",
+    "capacityReservationGroupID",
 }
 
 
@@ -129,8 +131,12 @@ def test_the_pool_count_is_ignored_exactly_where_the_autoscaler_owns_it(
 
 
 def test_a_pool_is_replaced_for_every_immutable_property_it_sets_and_for_no_misspelt_one(recorded: Record) -> None:
-    pool = recorded(gpu_nodes={"zones": ["1"], "spot": True}).one(AGENT_POOL)
-    assert set(pool.replace_on_changes) == IMMUTABLE_AT_THE_API & set(pool.inputs), "a wrong wire name never matches"
+    group = f"/subscriptions/{UUID(int=0)}/resourceGroups/r/providers/Microsoft.Compute/capacityReservationGroups/h100"
+    nodes = ({"zones": ["1"], "spot": True}, {"capacity-reservation-group": group})
+    pools = [recorded(gpu_nodes=each).one(AGENT_POOL) for each in nodes]
+    set_ = {name for pool in pools for name in pool.inputs}
+    for pool in pools:
+        assert set(pool.replace_on_changes) == IMMUTABLE_AT_THE_API & set_, "a wrong wire name never matches"
 
 
 @pytest.mark.parametrize(("quota", "first"), [(None, False), (192, True)])

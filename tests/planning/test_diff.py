@@ -102,6 +102,52 @@ CHANGES = (
         never=("Nothing changes",),
     ),
     Change(
+        id="routes closed",
+        before=with_(PROD, edge={"keys": {"a": {"sha256": "1" * 64}}}),
+        after=with_(PROD, edge={"keys": {"a": {"sha256": "1" * 64}}, "paths": ["/v1/models", "/v1/responses"]}),
+        kind=None,
+        says=(
+            "Requests to /v1/chat/completions, /v1/completions and /v1/embeddings are refused from then on.",
+            "Exposure: /v1/responses can be called, too.",
+        ),
+        never=("Nothing changes",),
+    ),
+    Change(
+        id="keys and limits",
+        before=with_(PROD, edge={"keys": {"a": {"sha256": "1" * 64}, "b": {"sha256": "2" * 64}}}),
+        after=with_(
+            PROD,
+            edge={
+                "keys": {"a": {"sha256": "1" * 64, "requests-per-minute": 600}, "c": {"sha256": "3" * 64}},
+                "max-body-mib": 8,
+            },
+        ),
+        kind=None,
+        says=(
+            "Requests with the key of b are refused from then on.",
+            "Exposure: c may use the models, too.",
+            "Requests that a may make in a minute: 600 instead of any number.",
+            "Requests may be up to 8 MiB large instead of 32.",
+        ),
+        never=("Nothing changes",),
+    ),
+    Change(
+        id="from flat keys to the map of models",
+        before=DEV,
+        after=with_(DEV, preset=None, vm_size=None, models={"model": {"preset": "qwen3-8b"}}),
+        kind=None,
+        says=("model: clients must call /model/v1 instead of /v1, which is answered 404 from then on.",),
+        never=("Nothing changes",),
+    ),
+    Change(
+        id="a subnet with nodes in it",
+        before=PROD,
+        after=with_(PROD, network={"node-subnet-cidr": "10.224.16.0/20"}),
+        kind=Kind.IMPOSSIBLE,
+        says=("No update can do this (node subnet cidr)", "Destroy the stack and deploy it again"),
+        never=("Nothing changes",),
+    ),
+    Change(
         id="a plan that did not stand",
         before=with_(PROD, max_model_len=200000),
         after=PROD,

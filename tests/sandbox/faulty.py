@@ -179,7 +179,7 @@ class World:
         if verb == "destroy":
             return engine.destroy(self.config)
         run = getattr(engine, verb)
-        return run(ROOT / "__main__.py", root=ROOT, config=self.config, secret_keys=[TOKEN_KEY])
+        return run(ROOT / "__main__.py", root=ROOT, config=self.config, secret_keys={TOKEN_KEY} & self.config.keys())
 
     def fails(self, target: str, fault: str) -> str:
         """An `up` that is cut off at the creation of `target`; what it said, or that the process was killed."""
