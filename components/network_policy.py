@@ -86,7 +86,7 @@ def _spec(plan: NetworkPolicyPlan) -> networking.v1.NetworkPolicySpecArgs:
     types = ["Ingress"] if plan.ingress else []
     types += ["Egress"] if plan.egress else []
     return networking.v1.NetworkPolicySpecArgs(
-        pod_selector=meta.v1.LabelSelectorArgs(match_labels=plan.pods),
+        pod_selector=meta.v1.LabelSelectorArgs(match_labels=plan.pods or None),
         policy_types=types or ["Ingress", "Egress"],
         ingress=[
             networking.v1.NetworkPolicyIngressRuleArgs(from_=_peers(rule), ports=_ports(rule)) for rule in plan.ingress
@@ -107,7 +107,7 @@ def _peer(peer: Peer) -> networking.v1.NetworkPolicyPeerArgs:
         block = networking.v1.IPBlockArgs(cidr=peer.cidr, except_=list(peer.without))
         return networking.v1.NetworkPolicyPeerArgs(ip_block=block)
     return networking.v1.NetworkPolicyPeerArgs(
-        pod_selector=meta.v1.LabelSelectorArgs(match_labels=peer.pods),
+        pod_selector=meta.v1.LabelSelectorArgs(match_labels=peer.pods or None),
         # Both selectors in one peer: pods with these labels in that namespace, and not either of the two.
         namespace_selector=meta.v1.LabelSelectorArgs(match_labels={NAMESPACE: peer.namespace})
         if peer.namespace

@@ -188,7 +188,8 @@ class Engine:
         outputs = with_secrets_of(from_properties(response.properties), resource.outputs, ())
         inputs = with_secrets_of(from_properties(response.inputs), resource.inputs, ()) or resource.inputs
         self.scrubber.learn(outputs)
-        changes = differences(resource.outputs, outputs)
+        # What was declared and is otherwise now, as the CLI tells it; states and counters change all the time.
+        changes = differences(resource.inputs, inputs)
         # What was interrupted stays so: that it exists does not mean that it is finished.
         fresh = replace(resource, id=response.resource_id, inputs=inputs, outputs=outputs)
         return fresh, replace(step, op=Op.UPDATE if changes else Op.SAME, changes=tuple(changes))

@@ -187,7 +187,7 @@ def test_every_pod_that_is_declared_has_the_labels_that_its_policy_selects(recor
         for r in recording.registrations
         if r.type == "kubernetes:apps/v1:Deployment"
     }
-    selectors = {p["metadata"]["name"]: p["spec"]["podSelector"]["matchLabels"] for p in policies(recording)}
+    selectors = {p["metadata"]["name"]: p["spec"]["podSelector"].get("matchLabels", {}) for p in policies(recording)}
     assert selectors["replicas"].items() <= templates["model-deployment"].items()
     assert selectors["edge"].items() <= templates["edge-deployment"].items()
 

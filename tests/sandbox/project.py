@@ -66,6 +66,15 @@ class Project:
             return []
 
 
+def drift(refreshed: Any) -> dict[str, list[str]]:
+    """What a refresh found to differ, by name; but for the GPU pools, which Azure lists with the cluster's own."""
+    return {
+        row["urn"].rsplit("::", 1)[1]: paths
+        for row in refreshed["resources"]
+        if row["op"] != "same" and (paths := [path for path in row["diff"] if not path.startswith("agentPoolProfiles")])
+    }
+
+
 @contextlib.contextmanager
 def copied(folder: Path) -> Generator[Project]:
     """A copy of the project; its sandbox, if it made one, is gone at the end."""
