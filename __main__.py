@@ -12,6 +12,7 @@ from pulumi.runtime.config import CONFIG, get_config_env, get_config_secret_keys
 from components.cluster import Cluster, ClusterArgs
 from components.cluster_care import ClusterCare, ClusterCareArgs
 from components.edge import Edge, EdgeArgs
+from components.existing_cluster import ExistingCluster, ExistingClusterArgs
 from components.gpu_pool import GpuPool, GpuPoolArgs
 from components.gpu_runtime import GpuRuntime
 from components.kubernetes_access import KubernetesAccess, KubernetesAccessArgs
@@ -21,6 +22,7 @@ from components.network_policy import NetworkPolicies, NetworkPoliciesArgs
 from components.weights import WeightStore, WeightStoreArgs, WeightUploads, WeightUploadsArgs
 from planning import plan as planner
 from planning import report, stack_file
+from planning.cluster import ClusterPlan
 from planning.findings import InvalidStack, Severity
 
 gc.freeze()
@@ -43,14 +45,21 @@ for finding in plan.findings:
     (pulumi.info if finding.severity is Severity.NOTE else pulumi.warn)(str(finding))
 
 # Declare.
-cluster = Cluster("cluster", ClusterArgs(plan=plan.cluster, names=plan.names))
+if isinstance(plan.cluster, ClusterPlan):
+    cluster = Cluster("cluster", ClusterArgs(plan=plan.cluster, names=plan.names))
+else:
+    cluster = ExistingCluster("cluster", ExistingClusterArgs(plan=plan.cluster, names=plan.names))
 pools: list[GpuPool] = []
-for pool in plan.gpu_pools:
+for pool in plan.pools_to_make:
     pools.append(GpuPool(f"gpu-{pool.name}", GpuPoolArgs(plan=pool, cluster=cluster, after=pools[-1:])))
-ClusterCare("cluster-care", ClusterCareArgs(plan=plan.cluster, names=plan.names, cluster=cluster, after=pools))
-access = KubernetesAccess("access", KubernetesAccessArgs(plan=plan.cluster, cluster=cluster, pools=pools))
-GpuRuntime("gpu-runtime", plan.device_plugin, access.in_cluster)
-token = pulumi.Config().get_secret("hf-token") if plan.needs_hf_token else None
+if isinstance(plan.cluster, ClusterPlan) and isinstance(cluster, Cluster):
+    ClusterCare("cluster-care", ClusterCareArgs(plan=plan.cluster, names=plan.names, cluster=cluster, after=pools))
+own, token = (pulumi.Config().get_secret(key) for key in ("kubeconfig", "hf-token"))
+reach = KubernetesAccessArgs(plan=plan.cluster, cluster=cluster, pools=pools, kubeconfig=own)
+access = KubernetesAccess("access", reach)
+if plan.device_plugin is not None:
+    GpuRuntime("gpu-runtime", plan.device_plugin, access.in_cluster)
+token = token if plan.needs_hf_token else None
 shared = ModelAccessArgs(namespace=plan.namespace, priorities=plan.priorities, hf_token=token)
 models = ModelAccess("models", shared, access.in_cluster)
 store, uploads = None, {}
@@ -73,7 +82,8 @@ edge = Edge("edge", EdgeArgs(plan=plan.edge, access=models), access.in_cluster)
 
 # Export.
 pulumi.export("endpoints", edge.urls)
-pulumi.export("cluster", cluster.managed_cluster.name)
+if cluster.name:
+    pulumi.export("cluster", cluster.name)
 pulumi.export("kubeconfig", access.kubeconfig)
 for key, value in report.headline(plan).items():
     pulumi.export(key, value)

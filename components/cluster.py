@@ -26,15 +26,18 @@ class Cluster(pulumi.ComponentResource):
 
     resource_group: resources.ResourceGroup
     managed_cluster: containerservice.ManagedCluster
+    name: pulumi.Output[str]
+    group_name: pulumi.Output[str]  # of the resource group that the cluster is in
+    issuer_url: pulumi.Output[str]  # of its service accounts' tokens
     kubernetes_version: str
-    physical_name: str  # known before the cluster exists, unlike `managed_cluster.name`
+    identifier: str  # known before the cluster exists, unlike `name`
     node_subnet_id: pulumi.Input[str]
     workspace_id: pulumi.Output[str] | None  # of Log Analytics, where the control plane's logs go
 
     def __init__(self, name: str, args: ClusterArgs, opts: pulumi.ResourceOptions | None = None) -> None:
         super().__init__("aks-vllm:index:Cluster", name, None, opts)
         plan, names = args.plan, args.names
-        self.kubernetes_version, self.physical_name = plan.kubernetes_version, names.cluster
+        self.kubernetes_version, self.identifier = plan.kubernetes_version, names.cluster
 
         self.resource_group = resources.ResourceGroup(
             f"{name}-resource-group",
@@ -129,7 +132,11 @@ class Cluster(pulumi.ComponentResource):
                 ignore_changes=["agentPoolProfiles"],
             ),
         )
-        self.register_outputs({"clusterName": self.managed_cluster.name})
+        self.name, self.group_name = self.managed_cluster.name, self.resource_group.name
+        self.issuer_url = self.managed_cluster.oidc_issuer_profile.apply(
+            lambda profile: profile.issuer_url if profile else ""
+        )
+        self.register_outputs({"clusterName": self.name})
 
     def _identity(self, name: str, physical: str, plan: ClusterPlan) -> managedidentity.UserAssignedIdentity:
         return managedidentity.UserAssignedIdentity(

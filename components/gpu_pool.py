@@ -9,6 +9,7 @@ import pulumi
 from pulumi_azure_native import containerservice
 
 from components.cluster import Cluster
+from components.existing_cluster import ExistingCluster
 from planning.capacity import GpuPoolPlan
 
 #: What this pool sets, the AKS API never changes on an existing pool (PropertyChangeNotAllowed) and the provider would
@@ -34,7 +35,7 @@ class GpuPoolArgs:
     """The pool, its cluster, and the pool that must be finished first, if any."""
 
     plan: GpuPoolPlan
-    cluster: Cluster
+    cluster: Cluster | ExistingCluster
     after: Sequence[GpuPool]  # AKS runs one operation per cluster and answers 409 to a second (Azure/AKS#2880)
 
 
@@ -50,11 +51,11 @@ class GpuPool(pulumi.ComponentResource):
         self.agent_pool = containerservice.AgentPool(
             f"{name}-agent-pool",
             agent_pool_name=plan.agent_pool_name,
-            resource_group_name=args.cluster.resource_group.name,
-            resource_name_=args.cluster.managed_cluster.name,
+            resource_group_name=args.cluster.group_name,
+            resource_name_=args.cluster.name,
             mode="User",
             type="VirtualMachineScaleSets",
-            # The cluster's: nodes follow an upgrade of the control plane in the same update.
+            # The cluster's: nodes follow an upgrade of the control plane in the same update, or its owner's upgrade.
             orchestrator_version=args.cluster.kubernetes_version,
             vm_size=plan.vm_size,
             count=plan.count,  # required even where the autoscaler owns it (pulumi-azure-native#2943)

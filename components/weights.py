@@ -6,10 +6,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import pulumi
-from pulumi_azure_native import authorization, managedidentity, storage
+from pulumi_azure_native import authorization, managedidentity, resources, storage
 from pulumi_kubernetes import batch, core, meta
 
 from components.cluster import Cluster
+from components.existing_cluster import ExistingCluster
 from components.grants import grant
 from components.model_access import ModelAccess
 from components.model_pod import WORKLOAD_IDENTITY, empty_dir, restricted, task_container, task_volumes
@@ -30,7 +31,7 @@ class WeightStoreArgs:
 
     plan: WeightStorePlan
     stack: StackPlan
-    cluster: Cluster
+    cluster: Cluster | ExistingCluster
 
 
 class WeightStore(pulumi.ComponentResource):
@@ -44,7 +45,7 @@ class WeightStore(pulumi.ComponentResource):
     def __init__(self, name: str, args: WeightStoreArgs, opts: pulumi.ResourceOptions | None = None) -> None:
         super().__init__("aks-vllm:index:WeightStore", name, None, opts)
         self._name, self._args = name, args
-        plan, stack, group = args.plan, args.stack, args.cluster.resource_group
+        plan, stack, group = args.plan, args.stack, self._group()
         subscription = authorization.get_client_config_output().subscription_id
 
         account = storage.StorageAccount(
@@ -94,7 +95,7 @@ class WeightStore(pulumi.ComponentResource):
         container: storage.BlobContainer,
     ) -> pulumi.Output[str]:
         """An identity that these (credential, service account) pairs sign in as, with one role on the container."""
-        stack, group = self._args.stack, self._args.cluster.resource_group
+        stack, group = self._args.stack, self._group()
         identity = managedidentity.UserAssignedIdentity(
             f"{self._name}-{what}",
             resource_name_=physical,
@@ -111,9 +112,7 @@ class WeightStore(pulumi.ComponentResource):
             opts=pulumi.ResourceOptions(parent=self),
         )
         self.ready.append(role_on_it)
-        issuer = self._args.cluster.managed_cluster.oidc_issuer_profile.apply(
-            lambda profile: profile.issuer_url if profile else ""
-        )
+        issuer = self._args.cluster.issuer_url
         before: list[pulumi.Resource] = []
         for credential, service_account in service_accounts:
             before = [
@@ -131,6 +130,11 @@ class WeightStore(pulumi.ComponentResource):
             ]
             self.ready += before
         return identity.client_id
+
+    def _group(self) -> resources.ResourceGroup:
+        group = self._args.cluster.resource_group
+        assert group is not None, "the plan has weights in a stack that has no resource group"
+        return group
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -93,12 +93,15 @@ def gpu_pool(
     *,
     nodes: GpuNodes,
     subnet: str,
+    owner: str = "",
     drain_timeout_minutes: int,
 ) -> GpuPoolPlan:
     """The pool that the models of one VM size share; without bounds it has as many nodes as they need.
 
-    `subnet` names the subnet that its nodes lie in. Raises LayoutError (key `gpu-nodes`) where the models do not fit on
-    `nodes.max`, for bounds that cannot be, and (key `gpu-nodes.vcpu-quota`) for a quota that is too small.
+    `subnet` names the subnet that its nodes lie in, `owner` the stack's namespace where it shares the cluster with
+    other stacks: neither its pools nor its pods may be taken for theirs. Raises LayoutError (key `gpu-nodes`) where the
+    models do not fit on `nodes.max`, for bounds that cannot be, and (key `gpu-nodes.vcpu-quota`) for a quota that is
+    too small.
     """
     min_nodes, max_nodes = nodes.min, nodes.max
     needed = nodes_needed(vm.gpus, demands)
@@ -131,10 +134,12 @@ def gpu_pool(
             remedy="ask for more quota in the Azure portal (Usage + quotas), or lower gpu-nodes.max",
         )
     taints = (GPU_TAINT, *([SPOT_TAINT] if nodes.spot else ()))
-    labels = {POOL_LABEL: vm.pool} | ({SPOT_LABEL: "spot"} if nodes.spot else {})
+    mark = f"-{hashlib.sha256(owner.encode()).hexdigest()[:POOL_HASH]}" if owner else ""
+    labels = {POOL_LABEL: f"{vm.pool}{mark}"} | ({SPOT_LABEL: "spot"} if nodes.spot else {})
     fixed = (vm.name, vm.os_disk_type, vm.os_disk_gib, DRIVER, sorted(nodes.zones), nodes.spot, subnet.lower())
     if nodes.capacity_reservation_group:  # only where there is one: the name of every other pool stays what it is
         fixed = (*fixed, nodes.capacity_reservation_group.lower())
+    fixed = (*fixed, owner) if owner else fixed
     return GpuPoolPlan(
         name=vm.pool,
         agent_pool_name=_agent_pool_name(vm.pool, fixed),

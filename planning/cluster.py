@@ -25,6 +25,7 @@ CONTRIBUTOR = "b24988ac-6180-42a0-ab88-20f7382dd24c"
 #: At least two nodes of four vCPUs, not of the B series: https://learn.microsoft.com/azure/aks/use-system-pools
 SYSTEM_VM_SIZE, SYSTEM_VCPUS, SYSTEM_FAMILY = "Standard_D4ds_v5", 4, "standardDDSv5Family"
 SYSTEM_NODES = {"production": 3, "development": 2}
+SYSTEM_TAINTS = ("CriticalAddonsOnly=true:NoSchedule",)
 SKU_TIERS = {"production": "Standard", "development": "Free"}  # Standard has the uptime SLA
 ZONES = ("1", "2", "3")
 
@@ -134,7 +135,7 @@ def cluster(settings: Settings, stack: str, *, policies_by_name: bool) -> Cluste
             vm_size=SYSTEM_VM_SIZE,
             count=SYSTEM_NODES[settings.environment],
             zones=ZONES if settings.location in catalogue.regions()["with-zones"] else (),
-            taints=("CriticalAddonsOnly=true:NoSchedule",),
+            taints=SYSTEM_TAINTS,
         ),
         max_node_provision_minutes=MAX_NODE_PROVISION_MINUTES,
         max_graceful_termination_seconds=GRACEFUL_TERMINATION_SECONDS,

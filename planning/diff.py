@@ -153,6 +153,7 @@ REPLACES_CLUSTER = (
 KEEPS_CLUSTER = ("cluster.network.node_subnet_cidr", "cluster.network.subnet_id")
 
 TOKEN = "aks-vllm:hf-token"  # noqa: S105  the key, not the value
+KUBECONFIG = "aks-vllm:kubeconfig"
 
 
 def compare(before: Side, after: Side, stack: str) -> StackDiff:
@@ -316,6 +317,13 @@ def _consequences(before: Side, after: Side) -> Iterator[Consequence]:
     if not before.plan or not after.plan:
         return
     old, new = before.plan, after.plan
+    if _whose(old) != _whose(new) or old["namespace"] != new["namespace"]:
+        yield _moved(old, new)
+        return
+    if before.config.get(KUBECONFIG) != after.config.get(KUBECONFIG):
+        sentence = "The kubeconfig is another one: where it names another API server, everything is made there and "
+        sentence += "deleted in the cluster of the old one, an outage of all models; otherwise nothing is touched."
+        yield Consequence(kind=Kind.IN_PLACE, subject="cluster", sentence=sentence)
     yield from _cluster(old, new)
     pools = list(_pools(old, new))
     yield from (consequence for consequence, _ in pools)
@@ -325,8 +333,42 @@ def _consequences(before: Side, after: Side) -> Iterator[Consequence]:
     yield from _model_consequences(old, new, token=token, rebuilt=rebuilt)
 
 
+def _whose(plan: Document) -> str:
+    """The cluster that is not the stack's, in words; "" where it is the stack's own."""
+    cluster = plan["cluster"]
+    if "has_resource_group" not in cluster:
+        return ""
+    return f"cluster {cluster['id']}" if cluster["id"] else f"the cluster of {KUBECONFIG}"
+
+
+def _moved(old: Document, new: Document) -> Consequence:
+    """Everything goes to another cluster, or to another namespace."""
+    was, now = _whose(old), _whose(new)
+    seconds = max(model["startup"]["total_seconds"] for model in new["models"])
+    minutes = _minutes(seconds if now else seconds + CLUSTER_SECONDS)
+    if was == now:
+        what = f"Namespace {old['namespace']} is deleted with everything in it, and {new['namespace']} made"
+    elif was:
+        what = f"What the stack has in {was} is deleted, and made in {now or 'a cluster of its own'}; the old cluster "
+        what += "itself stays"
+    else:
+        what = "The stack's own cluster is deleted with everything in it, its network and its resource group too, and "
+        what += f"the models are made in {now}"
+    protected = not was and old["cluster"]["protect"]
+    refused = " Pulumi refuses it while the cluster is protected (`aks-vllm:protect`)." if protected else ""
+    return Consequence(
+        kind=Kind.CLUSTER,
+        subject="cluster",
+        outage_minutes=minutes,
+        sentence=f"{what}: an outage of all models of about {minutes} minutes, and another address of the endpoint."
+        f"{refused}",
+    )
+
+
 def _cluster(old: Document, new: Document) -> Iterator[Consequence]:
     was, now = old["cluster"], new["cluster"]
+    if _whose(new):
+        return  # Kubernetes and network are its owner's
     moved = [path for path in KEEPS_CLUSTER if _at(old, path) != _at(new, path)]
     if moved:
         words = _and([path.rpartition(".")[2].replace("_", " ") for path in moved])
@@ -659,7 +701,23 @@ def _quota(plan: Document) -> str:
     return ", ".join(f"{need['vcpus']} vCPUs of {need['family']}" for need in plan["quota"])
 
 
+def _cluster_words(plan: Document) -> str:
+    whose = _whose(plan) or "the stack's own"
+    return f"{whose}, namespace {plan['namespace']}"
+
+
+def _device_plugin(plan: Document) -> str:
+    return plan["device_plugin"]["image"]["reference"] if plan["device_plugin"] else "the cluster's own"
+
+
+def _unless_owners(words: Say) -> Say:
+    """What the stack decides of its own cluster, and somebody else of theirs."""
+    return lambda plan: "its owner's" if _whose(plan) else words(plan)
+
+
 def _api_server(plan: Document) -> str:
+    if _whose(plan):
+        return "its owner's"
     access = plan["cluster"]["api_server"]
     ranges = f": {', '.join(access['authorized_ip_ranges'])}" if access["authorized_ip_ranges"] else ""
     return f"{access['access'].replace('-', ' ')}{ranges}"
@@ -686,11 +744,12 @@ STACK_LINES: tuple[tuple[str, Say], ...] = (
     ("Quota", _quota),
     ("Endpoint", _edge),
     ("API server", _api_server),
-    ("Budget, a month", _budget),
-    ("Kubernetes", lambda p: p["cluster"]["kubernetes_version"]),
-    ("Control plane", lambda p: f"tier {p['cluster']['sku_tier']}"),
+    ("Cluster", _cluster_words),
+    ("Budget, a month", _unless_owners(_budget)),
+    ("Kubernetes", _unless_owners(lambda p: p["cluster"]["kubernetes_version"])),
+    ("Control plane", _unless_owners(lambda p: f"tier {p['cluster']['sku_tier']}")),
     ("Deletion", lambda p: "protected" if p["cluster"]["protect"] else "not protected"),
-    ("Device plugin", lambda p: p["device_plugin"]["image"]["reference"]),
+    ("Device plugin", _device_plugin),
 )
 
 #: What the lines above, the command line, the findings and the settings show already, or what only follows from it.
@@ -698,6 +757,7 @@ SHOWN = (
     *("stack", "environment", "needs_hf_token", "has_hf_token", "gpu_pools", "cost", "quota", "findings"),
     *("deployable", "verdict", "headline", "quota_vcpus", "next_steps", "device_plugin.image"),
     *("cluster.location", "cluster.kubernetes_version", "cluster.sku_tier", "cluster.protect", "cluster.api_server"),
+    *("cluster.id", "cluster.has_resource_group", "namespace"),
     *("cluster.budget.usd_per_month", "edge.public", "edge.host", "edge.tls_secret", "edge.keys", "placements"),
 )
 SHOWN_OF_MODEL = (

@@ -134,6 +134,7 @@ class _Draft:
     max_body_bytes: int
     tls: bool
     keys: bool
+    dns: str  # line of the resolvers
 
     @staticmethod
     def slots(model: ModelPlan) -> int:
@@ -147,10 +148,13 @@ def decide(
     *,
     flat: bool,
     namespace: str,
-    dns_service_ip: str,
+    dns_service_ip: str | None,
     system_taints: Sequence[str],
 ) -> EdgePlan:
-    """The edge of these models. `flat`: there is one, and its base URL has no prefix."""
+    """The edge of these models. `flat`: there is one, and its base URL has no prefix.
+
+    `dns_service_ip` None: the cluster's DNS server is the one that Kubernetes names to the pod.
+    """
     prefixes = {model.name: "" if flat else f"/{model.name}" for model in models}
     # Each pod counts alone; together they stay within what the replicas take.
     concurrency = {model.name: max(1, _at_once(model) // REPLICAS) for model in models}
@@ -169,6 +173,7 @@ def decide(
         max_body_bytes=settings.max_body_mib << 20,
         tls=settings.tls_secret is not None,
         keys=bool(settings.keys),
+        dns='nameserver dns "${CLUSTER_DNS}"' if dns_service_ip else "parse-resolv-conf",
     )
     port, service_port = (8443, 443) if draft.tls else (8080, 80)
     routes = {f"{ROUTES[path]}:{prefixes[m.name]}{path}": m.name for m in models for path in settings.paths}
@@ -186,8 +191,8 @@ def decide(
         env={
             "EDGE_ADDRESS": f":{port}",
             "EDGE_ADMIN_ADDRESS": f":{ADMIN_PORT}",
-            "CLUSTER_DNS": f"{dns_service_ip}:53",
-        },
+        }
+        | ({"CLUSTER_DNS": f"{dns_service_ip}:53"} if dns_service_ip else {}),
         replicas=REPLICAS,
         port=port,
         service_port=service_port,
@@ -277,7 +282,7 @@ _LOG = (
 
 def _configuration(edge: _Draft) -> str:
     """`haproxy.cfg`. https://docs.haproxy.org/2.6/configuration.html"""
-    sections = [_global(edge), _defaults(edge), _RESOLVERS, _ADMIN, _clients(edge)]
+    sections = [_global(edge), _defaults(edge), _RESOLVERS.format(dns=edge.dns), _ADMIN, _clients(edge)]
     sections += [_RATES] if edge.keys else []
     return "\n".join([*sections, *(_model(edge, model) for model in edge.models)])
 
@@ -345,7 +350,7 @@ defaults
 #: nothing for ten minutes: health checks go on.
 _RESOLVERS = """\
 resolvers cluster
-    nameserver dns "${CLUSTER_DNS}"
+    {dns}
     accepted_payload_size 8192
     timeout resolve 1s
     timeout retry 1s

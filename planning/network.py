@@ -35,7 +35,8 @@ DNS_OFFSET = 10
 #: https://learn.microsoft.com/azure/nat-gateway/nat-gateway-resource
 NAT_IDLE_MINUTES = 10
 
-_SUBNET_ID = re.compile(
+#: https://learn.microsoft.com/azure/azure-resource-manager/management/resource-name-rules
+SUBNET_ID = re.compile(
     r"/subscriptions/[0-9a-f-]{36}/resourceGroups/[^/]{1,90}/providers/Microsoft\.Network"
     r"/virtualNetworks/[^/]{1,64}/subnets/[^/]{1,80}",
     re.IGNORECASE,
@@ -245,7 +246,7 @@ def _subnet(settings: NetworkSettings) -> Iterator[tuple[str, object, str, str]]
                 "set subnet-id too, or delete the line: the stack has a NAT gateway",
             )
         return
-    if not _SUBNET_ID.fullmatch(settings.subnet_id):
+    if not SUBNET_ID.fullmatch(settings.subnet_id):
         limit = "is not the id of a subnet"
         yield "subnet-id", settings.subnet_id, limit, "`az network vnet subnet show --query id` prints it"
 

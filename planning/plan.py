@@ -18,6 +18,7 @@ from planning import (
     edge,
     edge_problems,
     engine,
+    existing_cluster,
     network,
     network_policy,
     parallelism,
@@ -31,8 +32,9 @@ from planning import (
 from planning import cluster as cluster_plan
 from planning.capacity import CostPlan, GpuPoolPlan, QuotaNeed
 from planning.catalogue import Image, Preset, VmSize
-from planning.cluster import ClusterPlan, SystemPoolPlan
+from planning.cluster import ClusterPlan
 from planning.edge import EdgePlan
+from planning.existing_cluster import ExistingClusterPlan
 from planning.findings import Finding, InvalidStack, Problem, Severity
 from planning.memory import EngineOptions, LayoutError, MemoryPlan
 from planning.names import Names, names
@@ -115,10 +117,10 @@ class StackPlan:
     needs_hf_token: bool  # a gated preset is served
     has_hf_token: bool
     names: Names
-    cluster: ClusterPlan
+    cluster: ClusterPlan | ExistingClusterPlan
     gpu_pools: tuple[GpuPoolPlan, ...]
     placements: tuple[PoolPlacement, ...]  # of gpu_pools, in their order
-    device_plugin: DevicePluginPlan
+    device_plugin: DevicePluginPlan | None  # None: the cluster has one
     models: tuple[ModelPlan, ...]
     edge: EdgePlan
     network_policies: tuple[NetworkPolicyPlan, ...]
@@ -128,6 +130,12 @@ class StackPlan:
     cost: CostPlan
     quota: tuple[QuotaNeed, ...]
     findings: tuple[Finding, ...]
+
+    @property
+    def pools_to_make(self) -> tuple[GpuPoolPlan, ...]:
+        """Those that are the stack's: where a kubeconfig is all that is known, the nodes are there already."""
+        there = isinstance(self.cluster, ExistingClusterPlan) and self.cluster.id is None
+        return () if there else self.gpu_pools
 
     @property
     def priorities(self) -> tuple[Priority, ...]:
@@ -190,18 +198,26 @@ def decide(settings: Settings, *, stack: str, source: str, today: date | None = 
     """
     problems: list[Problem] = []
     drafts = [draft for name in settings.models if (draft := _draft(settings, name, source, problems)) is not None]
+    existing = existing_cluster.existing(settings)
     pools = _pools(settings, drafts, source, problems)
-    cluster = cluster_plan.cluster(
-        settings,
-        stack,
-        policies_by_name=any(
-            weight_source.source(model.weights, settings.environment) == weight_source.AZURE_BLOB
-            for model in settings.models.values()
-        ),
+    streams = any(
+        weight_source.source(model.weights, settings.environment) == weight_source.AZURE_BLOB
+        for model in settings.models.values()
     )
+    # Of a cluster of its own the stack sees to it that names are filtered.
+    by_name = streams and (existing is None or existing.fqdn_policies)
+    cluster = own = None
+    if existing is None:
+        cluster = own = cluster_plan.cluster(settings, stack, policies_by_name=by_name)
+        problems += network.problems(settings, nodes=cluster_plan.nodes(own, [*pools.values()]), source=source)
+    else:
+        cluster = existing_cluster.plan(settings, existing, stack)
+        problems += existing_cluster.problems(settings, source)
+        if existing.id is None:
+            pools = {size: existing_cluster.found(pool, existing) for size, pool in pools.items()}
+    namespace = existing.namespace if existing else NAMESPACE
     problems += cluster_plan.problems(settings, source)
     problems += edge_problems.problems(settings.edge, source)
-    problems += network.problems(settings, nodes=cluster_plan.nodes(cluster, [*pools.values()]), source=source)
     streamed = [draft.name for draft in drafts if _streamed(settings, draft)]
     if len(streamed) > weight_source.FEDERATED_CREDENTIALS_MAX:
         limit = f"are more than {weight_source.FEDERATED_CREDENTIALS_MAX} models that stream their weights: so many "
@@ -211,7 +227,7 @@ def decide(settings: Settings, *, stack: str, source: str, today: date | None = 
     if problems or not pools:
         raise InvalidStack(problems)
     demands = {size: _demands(drafts, size) for size in pools}
-    models = tuple(_model(settings, draft, pools[draft.vm.name], demands[draft.vm.name]) for draft in drafts)
+    models = tuple(_model(settings, draft, pools[draft.vm.name], demands[draft.vm.name], namespace) for draft in drafts)
     gpu_pools = tuple(
         _with_drain(pool, [m for m in models if m.layout.vm_size == pool.vm_size], settings, source, problems)
         for pool in pools.values()
@@ -224,7 +240,9 @@ def decide(settings: Settings, *, stack: str, source: str, today: date | None = 
     cost, cost_findings = capacity.cost(gpu_pools, settings.location)
     needs_token = any(model.preset.gated for model in models)
     grace = max(model.rollout.termination_grace_seconds for model in models)
-    cluster = replace(cluster, max_graceful_termination_seconds=max(cluster.max_graceful_termination_seconds, grace))
+    grace = max(cluster_plan.GRACEFUL_TERMINATION_SECONDS, grace)
+    if own is not None:
+        cluster = own = replace(own, max_graceful_termination_seconds=grace)
     device_plugin = DevicePluginPlan(
         image=catalogue.image("device-plugin"), node_label=("kubernetes.azure.com/accelerator", "nvidia")
     )
@@ -232,9 +250,9 @@ def decide(settings: Settings, *, stack: str, source: str, today: date | None = 
         settings.edge,
         models,
         flat=settings.flat,
-        namespace=NAMESPACE,
-        dns_service_ip=cluster.network.dns_service_ip,
-        system_taints=cluster.system_pool.taints,
+        namespace=namespace,
+        dns_service_ip=own.network.dns_service_ip if own else None,
+        system_taints=cluster_plan.SYSTEM_TAINTS,
     )
     findings = [
         *_steps(settings, models, stack),
@@ -247,7 +265,7 @@ def decide(settings: Settings, *, stack: str, source: str, today: date | None = 
         *_disk(models, gpu_pools, placements),
         *weight_source.findings(models, settings.environment),
         *cost_findings,
-        *cluster_plan.findings(cluster),
+        *_about_the_cluster(settings, cluster, gpu_pools, streams=streams, grace_seconds=grace),
         *_regions(gpu_pools, settings.location),
         *edge.findings(front, settings.environment),
         *edge_problems.findings(settings.edge, today),
@@ -255,30 +273,30 @@ def decide(settings: Settings, *, stack: str, source: str, today: date | None = 
     return StackPlan(
         stack=stack,
         environment=settings.environment,
-        namespace=NAMESPACE,
+        namespace=namespace,
         needs_hf_token=needs_token,
         has_hf_token=settings.hf_token,
         names=names(stack),
         cluster=cluster,
         gpu_pools=gpu_pools,
         placements=placements,
-        device_plugin=device_plugin,
+        device_plugin=device_plugin if existing is None or existing_cluster.wants_device_plugin(existing) else None,
         models=models,
         edge=front,
         network_policies=network_policy.network_policies(
             engine_port=PORT,
             edge_port=front.port,
             edge_metrics_port=front.admin_port,
-            downloading=[model.name for model in models if model.weights.needs_internet_egress],
+            downloading=[model.name for model in models if model.weights.needs_internet_egress or not by_name],
             uploads=bool(weight_source.uploads(models)),
         ),
         name_policies=network_policy.name_policies(
-            [model.name for model in models if not model.weights.needs_internet_egress]
+            [model.name for model in models if by_name and not model.weights.needs_internet_egress]
         ),
         weight_store=weight_source.store(models),
         uploads=weight_source.uploads(models),
         cost=cost,
-        quota=(*capacity.quota_needs(gpu_pools), _system_quota(cluster.system_pool)),
+        quota=_quota(cluster, gpu_pools),
         findings=tuple(findings),
     )
 
@@ -450,7 +468,7 @@ def _pools(
     settings: Settings, drafts: Sequence[_Draft], source: str, problems: list[Problem]
 ) -> dict[str, GpuPoolPlan]:
     """One pool for each VM size in use, by VM size."""
-    pools = {}
+    pools, existing = {}, existing_cluster.existing(settings)
     for vm in {draft.vm.name: draft.vm for draft in drafts}.values():
         try:
             pools[vm.name] = capacity.gpu_pool(
@@ -458,6 +476,7 @@ def _pools(
                 _demands(drafts, vm.name),
                 nodes=settings.gpu_nodes,
                 subnet=settings.network.subnet_id or "",
+                owner=existing.namespace if existing else "",
                 drain_timeout_minutes=DRAIN_MINUTES,  # known only when the models are
             )
         except LayoutError as error:
@@ -482,14 +501,16 @@ def _demands(drafts: Sequence[_Draft], vm_size: str) -> list[Demand]:
     ]
 
 
-def _priority(place: Place, gpus: int) -> Priority:
-    """One for all models, or the higher the more GPUs a replica needs."""
+def _priority(place: Place, gpus: int, namespace: str) -> Priority:
+    """One for all models, or the higher the more GPUs a replica needs. Its name must be one in the whole cluster."""
     if place.way is Way.LARGEST_FIRST:
-        return Priority(name=f"vllm-{gpus}-gpus", value=PRIORITY + gpus)
-    return Priority(name="vllm", value=PRIORITY)
+        return Priority(name=f"{namespace}-{gpus}-gpus", value=PRIORITY + gpus)
+    return Priority(name=namespace, value=PRIORITY)
 
 
-def _model(settings: Settings, draft: _Draft, pool: GpuPoolPlan, demands: Sequence[Demand]) -> ModelPlan:
+def _model(
+    settings: Settings, draft: _Draft, pool: GpuPoolPlan, demands: Sequence[Demand], namespace: str
+) -> ModelPlan:
     """Everything about one model, now that its pool is known; `demands` are all that share it."""
     preset, layout = draft.preset, draft.layout
     image = catalogue.image("vllm")
@@ -541,7 +562,7 @@ def _model(settings: Settings, draft: _Draft, pool: GpuPoolPlan, demands: Sequen
         node_selector=pool.labels,
         tolerated_taints=tuple(taint.partition("=")[0] for taint in pool.taints),
         way=place.way,
-        priority=_priority(place, layout.gpus_per_replica),
+        priority=_priority(place, layout.gpus_per_replica, namespace),
         startup=budget,
         rollout=update,
         config_hash=_hash(image.reference, engine.COMMAND, args, environment, asdict(weights)),
@@ -594,9 +615,31 @@ def _with_drain(
     return replace(pool, drain_timeout_minutes=min(max(DRAIN_MINUTES, minutes), MAX_DRAIN_MINUTES))
 
 
-def _system_quota(pool: SystemPoolPlan) -> QuotaNeed:
-    vcpus = pool.count * cluster_plan.SYSTEM_VCPUS
-    return QuotaNeed(family=cluster_plan.SYSTEM_FAMILY, vcpus=vcpus, vm_size=pool.vm_size, nodes=pool.count)
+def _quota(cluster: ClusterPlan | ExistingClusterPlan, pools: Sequence[GpuPoolPlan]) -> tuple[QuotaNeed, ...]:
+    """For the nodes that the stack makes."""
+    if isinstance(cluster, ExistingClusterPlan):
+        return capacity.quota_needs(pools) if cluster.id else ()
+    system = cluster.system_pool
+    vcpus = system.count * cluster_plan.SYSTEM_VCPUS
+    own = QuotaNeed(family=cluster_plan.SYSTEM_FAMILY, vcpus=vcpus, vm_size=system.vm_size, nodes=system.count)
+    return (*capacity.quota_needs(pools), own)
+
+
+def _about_the_cluster(
+    settings: Settings,
+    cluster: ClusterPlan | ExistingClusterPlan,
+    pools: Sequence[GpuPoolPlan],
+    *,
+    streams: bool,
+    grace_seconds: int,
+) -> Iterator[Finding]:
+    asked = existing_cluster.existing(settings)
+    if isinstance(cluster, ExistingClusterPlan) and asked is not None:
+        yield from existing_cluster.findings(
+            cluster, asked, pools, environment=settings.environment, streams=streams, grace_seconds=grace_seconds
+        )
+    elif isinstance(cluster, ClusterPlan):
+        yield from cluster_plan.findings(cluster)
 
 
 def _steps(settings: Settings, models: Sequence[ModelPlan], stack: str) -> Iterator[Finding]:

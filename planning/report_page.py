@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from planning import catalogue
+from planning.cluster import ClusterPlan
+from planning.existing_cluster import ExistingClusterPlan
 from planning.findings import Finding, Severity
 from planning.parallelism import Alternative, alternatives
 from planning.serving_rate import held_tokens, rough, span
@@ -155,16 +157,19 @@ def next_steps(plan: StackPlan) -> str:
     base = f"{edge.scheme}://localhost:8000{edge.base_paths[model.name]}"
     insecure = " -k" if edge.tls_secret else ""  # the certificate is for another name than localhost
     bearer = ["""  -H "Authorization: Bearer $KEY" \\"""] if edge.keys else []
+    what = "cluster and resource group are" if isinstance(plan.cluster, ClusterPlan) else "the weights' account is"
     unprotect = [
-        "# cluster and resource group are protected: first",
+        f"# {what} protected: first",
         f"pulumi config set aks-vllm:protect false --stack {stack}",
         f"pulumi up --stack {stack}",
     ]
+    by_kubeconfig = isinstance(plan.cluster, ExistingClusterPlan) and plan.cluster.id is None
+    signs_in = "" if by_kubeconfig else "   # kubelogin signs you in"
     # No line is longer than a small terminal: commands that wrap cannot be copied.
     parts = {
         "A first answer": [
             f"pulumi stack output kubeconfig --show-secrets --stack {stack} > kubeconfig",
-            "export KUBECONFIG=$PWD/kubeconfig   # kubelogin signs you in",
+            f"export KUBECONFIG=$PWD/kubeconfig{signs_in}",
             f"kubectl -n {plan.namespace} port-forward service/edge 8000:{edge.service_port}",
             "# in a second terminal:",
             f"curl -s{insecure} {base}/chat/completions \\",
@@ -498,7 +503,6 @@ def _nodes(plan: StackPlan) -> Section:
         for pool in plan.gpu_pools
     ]
     replicas = [_placed(placement, several=len(plan.gpu_pools) > 1) for placement in plan.placements]
-    system = plan.cluster.system_pool
     if cost.gpu_pools_per_hour is None or cost.gpu_pools_per_month is None:
         price = f"not known for {plan.cluster.location}"
     else:
@@ -508,24 +512,32 @@ def _nodes(plan: StackPlan) -> Section:
             "disks and traffic come on top"
         )
     quota = [f"{need.vcpus} vCPUs of {need.family} ({need.nodes} × {need.vm_size})" for need in plan.quota]
-    quota.append(f"{quota_vcpus(plan)} vCPUs in all in {plan.cluster.location}")
-    cluster = (
-        f"{plan.names.cluster} in {plan.names.resource_group}, Kubernetes {plan.cluster.kubernetes_version}, "
-        f"tier {plan.cluster.sku_tier}, {system.count} × {system.vm_size} for the system, "
-        f"{'protected' if plan.cluster.protect else 'not protected'} against deletion"
-    )
+    quota.append(f"{quota_vcpus(plan)} vCPUs in all in {plan.cluster.location}" if quota else "none: nothing is made")
     rows = (
         ("GPU pools", "\n".join(pools)),
         ("Replicas", "\n".join(replicas)),
         ("Price", price),
         ("Quota", "\n".join(quota)),
-        ("Cluster", cluster),
+        ("Cluster", _cluster(plan)),
         (
             "Connections",
             "\n".join(dict.fromkeys(policy.why for policy in (*plan.network_policies, *plan.name_policies))),
         ),
     )
     return Section(title="Nodes and price", blocks=(Rows(rows=rows),))
+
+
+def _cluster(plan: StackPlan) -> str:
+    """The stack's own, or whose it is."""
+    cluster = plan.cluster
+    if isinstance(cluster, ExistingClusterPlan):
+        return f"not the stack's own: {cluster.words}, namespace {plan.namespace}"
+    system = cluster.system_pool
+    return (
+        f"{plan.names.cluster} in {plan.names.resource_group}, Kubernetes {cluster.kubernetes_version}, "
+        f"tier {cluster.sku_tier}, {system.count} × {system.vm_size} for the system, "
+        f"{'protected' if cluster.protect else 'not protected'} against deletion"
+    )
 
 
 def _placed(placement: PoolPlacement, *, several: bool) -> str:

@@ -135,6 +135,51 @@ class NetworkSettings(_Described):
     )
 
 
+class ExistingClusterSettings(_Described):
+    """A cluster that somebody else makes and owns."""
+
+    id: Text | None = Field(
+        default=None,
+        pattern=r"(?i)^/subscriptions/[0-9a-f-]{36}/resourceGroups/[^/]{1,90}/providers"
+        r"/Microsoft\.ContainerService/managedClusters/[^/]{1,63}$",
+        description="Id of the AKS cluster: the stack makes its GPU pools in it. Without an id the cluster is the one "
+        "of aks-vllm:kubeconfig, and its GPU nodes are there already.",
+        examples=[
+            "/subscriptions/00000000-0000-0000-0000-000000000000/resourceGroups/rg-platform/providers"
+            "/Microsoft.ContainerService/managedClusters/platform"
+        ],
+    )
+    namespace: Text = Field(
+        default="vllm",
+        pattern=r"^[a-z]([a-z0-9-]{0,61}[a-z0-9])?$",
+        description="Namespace that the stack makes for its models. Two stacks of one cluster need two.",
+        examples=["chat"],
+    )
+    device_plugin: bool | None = Field(
+        default=None,
+        description="Whether the stack brings NVIDIA's device plugin. A node must have one, and not two. Default: with "
+        "an id yes, as its pools are new; otherwise no.",
+        examples=[False],
+    )
+    node_labels: dict[Text, Text] = Field(
+        default_factory=dict,
+        description="Without an id: labels of the GPU nodes that the models may use, beside the VM size, which every "
+        "node's node.kubernetes.io/instance-type names.",
+        examples=[{"team": "inference"}],
+    )
+    taints: list[Text] = Field(
+        default_factory=list,
+        description="Without an id: keys of the GPU nodes' taints, beside nvidia.com/gpu and sku, which are tolerated.",
+        examples=[["dedicated"]],
+    )
+    fqdn_policies: bool = Field(
+        default=False,
+        description="Whether the cluster's Cilium filters by name (Advanced Container Networking Services with L7 or "
+        "FQDN policies): replicas that stream their weights then reach two names instead of any HTTPS address.",
+        examples=[True],
+    )
+
+
 class MaintenanceSettings(_Described):
     """A weekly window, UTC."""
 
@@ -379,6 +424,22 @@ class Settings(_Described):
         default=False,
         description="Hugging Face token, for gated models; always encrypted: "
         "pulumi config set --secret aks-vllm:hf-token. The program sees only whether there is one.",
+    )
+    existing_cluster: ExistingClusterSettings | None = Field(
+        default=None,
+        description="A cluster that is there already, instead of one of the stack's own: docs/existing-cluster.md. "
+        "A stack that has a cluster of its own deletes it when this is set.",
+        examples=[
+            {
+                "id": "/subscriptions/00000000-0000-0000-0000-000000000000/resourceGroups/rg-platform/providers"
+                "/Microsoft.ContainerService/managedClusters/platform"
+            }
+        ],
+    )
+    kubeconfig: bool = Field(
+        default=False,
+        description="Kubeconfig of an existing cluster that the stack may not touch in Azure; always encrypted: "
+        "pulumi config set --secret aks-vllm:kubeconfig < kubeconfig. The program sees only whether there is one.",
     )
     network: NetworkSettings = Field(
         default_factory=NetworkSettings,

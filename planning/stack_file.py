@@ -19,6 +19,7 @@ from planning.settings import (
     NAMESPACE,
     BudgetSettings,
     EdgeSettings,
+    ExistingClusterSettings,
     GpuNodes,
     MaintenanceSettings,
     ModelSettings,
@@ -58,6 +59,7 @@ _OWN = tuple(field.replace("_", "-") for field in Settings.model_fields if field
 _KEYS = (*_OWN, *_FLAT)
 #: Maps of the stack with keys of their own.
 _GROUPS: dict[str, type[BaseModel]] = {
+    "existing-cluster": ExistingClusterSettings,
     "gpu-nodes": GpuNodes,
     "network": NetworkSettings,
     "maintenance": MaintenanceSettings,
@@ -75,9 +77,15 @@ _TEXTS = (
     "environment",
     "kubernetes-version",
     "kubelogin",
-    "hf-token",
     "api-server-access",
 )
+#: Always encrypted, and what to do where one is not. The program sees only whether there is one.
+_SECRETS = {
+    "hf-token": "revoke that token, as it was readable, and run `pulumi config set --secret {key} --stack {stack}`, "
+    "which asks for a new one",
+    "kubeconfig": "take back whatever signs in with it, as it was readable, and run `pulumi config set --secret {key} "
+    "--stack {stack} < kubeconfig` with another",
+}
 _EXAMPLES = {
     alias.replace("_", "-"): field.examples[0]
     for model in (Settings, ModelSettings, WorkloadSettings, WeightSettings, *_GROUPS.values())
@@ -136,13 +144,14 @@ def schema() -> dict[str, Any]:
     whole = Settings.model_json_schema(by_alias=True)
     model = ModelSettings.model_json_schema(by_alias=True)
     properties = {key: value for key, value in whole["properties"].items() if key not in ("location", "flat")}
-    properties["hf-token"] = {
-        "description": properties["hf-token"]["description"],
-        "type": "object",
-        "properties": {"secure": {"type": "string"}},
-        "required": ["secure"],
-        "additionalProperties": False,
-    }
+    for secret in _SECRETS:
+        properties[secret] = {
+            "description": properties[secret]["description"],
+            "type": "object",
+            "properties": {"secure": {"type": "string"}},
+            "required": ["secure"],
+            "additionalProperties": False,
+        }
     config = {
         f"{NAMESPACE}:{key}": _also_quoted(value)
         for key, value in sorted({**properties, **model["properties"]}.items())
@@ -358,20 +367,15 @@ def _read(
             raw["location"] = text
         elif key == full:
             continue  # another provider's
-        elif key == "hf-token":
-            raw["hf-token"] = full in secrets
+        elif key in _SECRETS:
+            raw[key] = full in secrets
             if full not in secrets:
-                refuse(
-                    full,
-                    "(hidden)",
-                    "must be encrypted",
-                    f"revoke that token, as it was readable, and run `pulumi config set --secret {full} "
-                    f"--stack {stack}`, which asks for a new one",
-                )
+                refuse(full, "(hidden)", "must be encrypted", _SECRETS[key].format(key=full, stack=stack))
         elif key not in _KEYS:
-            refuse(full, _unless_token_like(key, text), "is not a key of this program", _nearest(key, _KEYS))
+            refuse(full, _unless_secret_like(key, text), "is not a key of this program", _nearest(key, _KEYS))
         elif full in secrets:
-            refuse(full, "(hidden)", "must not be encrypted", "only aks-vllm:hf-token is a secret; write it in clear")
+            remedy = f"only {' and '.join(_SECRETS)} are secrets; write it in clear"
+            refuse(full, "(hidden)", "must not be encrypted", remedy)
         elif text == "":
             refuse(full, "", "is empty", "give it a value or remove the line")
         else:
@@ -438,7 +442,7 @@ def _check_names(raw: dict[str, Any], refuse: Any) -> None:
 
 def _check_unknown(values: dict[str, Any], known: Sequence[str], prefix: str, refuse: Any) -> None:
     for key in [key for key in values if key not in known]:
-        value = _unless_token_like(key, values.pop(key))
+        value = _unless_secret_like(key, values.pop(key))
         remedy = "it belongs to the stack, beside `models`" if key in _OWN else _nearest(key, known)
         refuse(f"{prefix}.{key}", value, "is not a key of this program", remedy)
 
@@ -509,6 +513,8 @@ def _limit(error: Any, name: str) -> str:
         "kubernetes-version": "must be a version from 1.34 on, as 1.36 or 1.36.2",
         "zones": "must be a list of 1, 2 and 3",
         "capacity-reservation-group": "must be the id of a capacity reservation group",
+        "id": "must be the id of an AKS cluster: `az aks show --query id` prints it",
+        "namespace": "must be the name of a namespace: 1 to 63 lower-case letters, digits and hyphens",
         "start": "must be a time of day, as 02:00",
         "first-month": "must be a month, as 2026-12",
         "contacts": "must be a list of mail addresses",
@@ -560,10 +566,11 @@ def _nearest(key: str, known: Sequence[str]) -> str:
     return f"the keys are {', '.join(sorted(known))}; options of vLLM go under vllm"
 
 
-def _unless_token_like(key: str, value: object) -> object:
+def _unless_secret_like(key: str, value: object) -> object:
     """The value of a misspelt hf-token is a token."""
     near = difflib.get_close_matches(key.lower().replace("_", "-"), _KEYS, n=1)
-    return "(hidden)" if near == ["hf-token"] or "token" in key.lower() else value
+    secret = any(name in _SECRETS for name in near) or any(word in key.lower() for word in ("token", "kubeconfig"))
+    return "(hidden)" if secret else value
 
 
 def _given_twice(key: str, how: str, source: str) -> Problem:

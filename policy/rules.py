@@ -369,7 +369,8 @@ RULES: tuple[Rule, ...] = (
         mandatory=False,
         description="In production, there is a budget, and the GPU pools at their largest stay within it.",
         why="A node of eight GPUs costs as much in a day as most services in a month.",
-        subjects=lambda stack: len(_gpu_pools(stack)),
+        # The budget is the resource group's that the cluster is in: of somebody else's cluster, its owner's.
+        subjects=lambda stack: len(_gpu_pools(stack)) if stack.of(CLUSTER) else 0,
         check=lambda stack: _within_budget(stack) if stack.production else (),
         needed=False,
     ),

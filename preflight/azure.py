@@ -12,7 +12,8 @@ from azure.core.exceptions import ResourceNotFoundError
 
 from planning import catalogue
 from planning.capacity import GpuPoolPlan
-from planning.cluster import SYSTEM_FAMILY, SYSTEM_VCPUS, SYSTEM_VM_SIZE
+from planning.cluster import SYSTEM_FAMILY, SYSTEM_VCPUS, SYSTEM_VM_SIZE, ClusterPlan
+from planning.existing_cluster import MIN_KUBERNETES, ExistingClusterPlan
 from planning.plan import StackPlan
 from preflight import needs
 from preflight.checks import Check, NotDone, Once, Result, Status
@@ -22,8 +23,16 @@ QUOTA_PAGE = "https://portal.azure.com/#view/Microsoft_Azure_Capacity/QuotaMenuB
 
 
 def checks(plan: StackPlan, azure: ResourceManager) -> list[Check]:
-    """Everything that Resource Manager is asked."""
-    existing = Once(lambda: _existing(plan, azure))
+    """Everything that Resource Manager is asked; nothing, where the stack has nothing in Azure."""
+    if not plan.pools_to_make:
+        return []
+    existing, cluster = Once(lambda: _existing(plan, azure)), plan.cluster
+
+    def about_the_cluster() -> Iterator[Result]:
+        if isinstance(cluster, ClusterPlan):
+            yield from _kubernetes(cluster, azure, existing())
+        else:
+            yield from _existing_cluster(plan, cluster, azure)
 
     def check(name: str, find: Callable[[], Iterator[Result]]) -> Check:
         def signed_in() -> Iterator[Result]:
@@ -37,7 +46,7 @@ def checks(plan: StackPlan, azure: ResourceManager) -> list[Check]:
         Check(name="subscription", find=lambda: _subscription(azure)),
         check("roles", lambda: _roles(plan, azure)),
         check("providers", lambda: _providers(plan, azure)),
-        check("kubernetes", lambda: _kubernetes(plan, azure, existing())),
+        check("kubernetes" if isinstance(cluster, ClusterPlan) else "cluster", about_the_cluster),
         check("vm-sizes", lambda: _vm_sizes(plan, azure)),
         check("quota", lambda: _quota(plan, azure, existing())),
         *(
@@ -62,7 +71,10 @@ class Existing:
 
 
 def _existing(plan: StackPlan, azure: ResourceManager) -> Existing:
-    group, name = plan.names.resource_group, plan.names.cluster
+    group, name, theirs = plan.names.resource_group, plan.names.cluster, False
+    if isinstance(plan.cluster, ExistingClusterPlan):
+        group, name, theirs = plan.cluster.resource_group, plan.cluster.name, True
+    ours = {pool.agent_pool_name for pool in plan.gpu_pools}
     with asking(f"cluster {name}"):
         try:
             cluster = azure.containers.managed_clusters.get(group, name)
@@ -70,7 +82,7 @@ def _existing(plan: StackPlan, azure: ResourceManager) -> Existing:
         except ResourceNotFoundError:
             return Existing(kubernetes_version=None, nodes={})
         nodes: dict[str, int] = {}
-        for pool in pools:
+        for pool in [pool for pool in pools if not theirs or pool.name in ours]:
             size = pool.properties.vm_size.lower()
             nodes[size] = nodes.get(size, 0) + int(pool.properties.count or 0)
         properties = cluster.properties
@@ -102,7 +114,8 @@ def _roles(plan: StackPlan, azure: ResourceManager) -> Iterator[Result]:
     subscription = f"/subscriptions/{azure.subscription}"
     group = f"{subscription}/resourceGroups/{plan.names.resource_group}"
     # The group need not exist: what is granted for the subscription, and for a group of its name, counts.
-    yield _allowed(azure, subscription, group, needs.actions(plan))
+    if actions := needs.actions(plan):
+        yield _allowed(azure, subscription, group, actions)
     for scope, actions in needs.actions_elsewhere(plan).items():
         yield _allowed(azure, scope, scope, actions)
 
@@ -174,8 +187,68 @@ def _providers(plan: StackPlan, azure: ResourceManager) -> Iterator[Result]:
 # The cluster.
 
 
-def _kubernetes(plan: StackPlan, azure: ResourceManager, existing: Existing) -> Iterator[Result]:
-    wanted, region = plan.cluster.kubernetes_version, plan.cluster.location
+def _existing_cluster(plan: StackPlan, cluster: ExistingClusterPlan, azure: ResourceManager) -> Iterator[Result]:
+    """Whether a cluster that is not the stack's is what the plan takes it for."""
+
+    def result(status: Status, message: str, remedy: str = "") -> Result:
+        return Result(check="cluster", status=status, message=message, remedy=remedy)
+
+    subscription = str(cluster.id).split("/")[2]
+    if subscription.lower() != azure.subscription.lower():
+        remedy = f"Sign in to it, or name it in ARM_SUBSCRIPTION_ID: {subscription}."
+        message = f"cluster {cluster.name} is in another subscription than {azure.subscription}"
+        yield result(Status.PROBLEM, message, remedy)
+        return
+    with asking(f"cluster {cluster.name}"):
+        try:
+            found = azure.containers.managed_clusters.get(cluster.resource_group, cluster.name)
+        except ResourceNotFoundError:
+            remedy = "Correct existing-cluster.id, or ask its owner for Reader on it."
+            yield result(Status.PROBLEM, f"cluster {cluster.name} is not there for this sign-in", remedy)
+            return
+        objections = list(_objections(plan, cluster, found))
+    yield from (result(*objection) for objection in objections)
+    if not objections:
+        yield result(Status.OK, f"cluster {cluster.name} is as the plan needs it")
+
+
+def _objections(plan: StackPlan, cluster: ExistingClusterPlan, found: Any) -> Iterator[tuple[Status, str, str]]:
+    properties, name = found.properties, cluster.name
+    update, network = f"its owner runs `az aks update --ids {cluster.id} ", properties.network_profile
+    version = str(properties.current_kubernetes_version or properties.kubernetes_version)
+    if str(found.location).lower() != cluster.location:
+        message = f"cluster {name} is in {found.location}, the stack in {cluster.location}"
+        yield Status.PROBLEM, message, f"Set azure-native:location to {found.location}."
+    if _by_number(version)[:2] < _by_number(MIN_KUBERNETES):
+        message = f"cluster {name} has Kubernetes {version}; the stack's pods need {MIN_KUBERNETES}"
+        yield Status.PROBLEM, message, f"Its owner runs `az aks upgrade --ids {cluster.id}`."
+    if properties.aad_profile is None:
+        remedy = f"Let {update}--enable-aad`, or hand over a kubeconfig: aks-vllm:kubeconfig."
+        yield Status.PROBLEM, f"cluster {name} has no sign-in with Entra ID, by which Pulumi reaches it", remedy
+    if _word(getattr(network, "network_policy", None) or "none") == "none":
+        message = f"cluster {name} has no network policy engine: whatever runs in it reaches vLLM past the edge"
+        yield Status.WARNING, message, f"Let {update}--network-policy cilium` (or calico)."
+    if plan.weight_store is not None:
+        issuer, identity = (
+            properties.oidc_issuer_profile,
+            getattr(properties.security_profile, "workload_identity", None),
+        )
+        if not (issuer and issuer.enabled and identity and identity.enabled):
+            remedy = f"Let {update}--enable-oidc-issuer --enable-workload-identity`, or set weights: {{source: "
+            remedy += "hugging-face}."
+            message = f"cluster {name} has no OIDC issuer with workload identity: its pods cannot read the weights"
+            yield Status.PROBLEM, message, remedy
+    subnets = {pool.vnet_subnet_id for pool in properties.agent_pool_profiles or [] if pool.vnet_subnet_id}
+    if subnets and cluster.subnet_id is None:
+        remedy = f"Set network: {{subnet-id: {sorted(subnets)[0]}}}, or one of the same network."
+        yield Status.PROBLEM, f"cluster {name} lies in a subnet of its owner, and the stack names none", remedy
+    if plan.name_policies and _word(getattr(network, "network_dataplane", None)) != "cilium":
+        remedy = "Delete existing-cluster.fqdn-policies."
+        yield Status.PROBLEM, f"cluster {name} has no Cilium, and so no policies by name", remedy
+
+
+def _kubernetes(cluster: ClusterPlan, azure: ResourceManager, existing: Existing) -> Iterator[Result]:
+    wanted, region = cluster.kubernetes_version, cluster.location
     minor = ".".join(wanted.split(".")[:2])
     with asking(f"Kubernetes versions in {region}"):
         listed = azure.containers.managed_clusters.list_kubernetes_versions(region).values_property
@@ -197,9 +270,9 @@ def _kubernetes(plan: StackPlan, azure: ResourceManager, existing: Existing) -> 
         yield result(Status.PROBLEM, f"AKS has no {wanted} in {region}; it has {shown}", remedy)
     elif preview:
         yield result(Status.PROBLEM, f"{wanted} is a preview in {region}", f"AKS has {known}: take one that is not.")
-    elif "KubernetesOfficial" not in plans and plan.cluster.sku_tier != "Premium":
+    elif "KubernetesOfficial" not in plans and cluster.sku_tier != "Premium":
         remedy = f"Set kubernetes-version to a newer one; AKS has {known}."
-        message = f"{wanted} has only long-term support in {region}, for Premium; this is {plan.cluster.sku_tier}"
+        message = f"{wanted} has only long-term support in {region}, for Premium; this is {cluster.sku_tier}"
         yield result(Status.PROBLEM, message, remedy)
     elif (has := existing.kubernetes_version) and abs(_by_number(minor)[1] - _by_number(has)[1]) > 1:
         step = f"1.{_by_number(has)[1] + 1}"
@@ -233,7 +306,6 @@ class _Size:
 
 
 def _sizes(plan: StackPlan) -> list[_Size]:
-    system = plan.cluster.system_pool
     pools = [
         _Size(
             name=pool.vm_size,
@@ -246,6 +318,9 @@ def _sizes(plan: StackPlan) -> list[_Size]:
         )
         for pool in plan.gpu_pools
     ]
+    if isinstance(plan.cluster, ExistingClusterPlan):
+        return pools
+    system = plan.cluster.system_pool
     own = _Size(
         name=system.vm_size,
         vcpus=SYSTEM_VCPUS,

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
+from planning.existing_cluster import ExistingClusterPlan
 from planning.plan import StackPlan
 
-#: Resource types that every stack declares. A test holds all of them against what the program registers.
+#: Resource types that every stack with a cluster of its own declares. A test holds all of them against what the program
+#: registers.
 ALWAYS = (
     "Microsoft.Resources/subscriptions/resourceGroups",
     "Microsoft.ManagedIdentity/userAssignedIdentities",
@@ -22,6 +24,14 @@ NETWORK = (
     "Microsoft.Network/virtualNetworks",
 )
 LOGS = ("Microsoft.OperationalInsights/workspaces", "Microsoft.Insights/diagnosticSettings")
+#: In a cluster that is not the stack's.
+IN_EXISTING = ("Microsoft.ContainerService/managedClusters/agentPools",)
+#: For what the stack keeps beside it.
+BESIDE_EXISTING = (
+    "Microsoft.Resources/subscriptions/resourceGroups",
+    "Microsoft.ManagedIdentity/userAssignedIdentities",
+    "Microsoft.Authorization/roleAssignments",
+)
 WEIGHTS = (
     "Microsoft.Storage/storageAccounts",
     "Microsoft.Storage/storageAccounts/blobServices/containers",
@@ -30,10 +40,8 @@ WEIGHTS = (
 BUDGET = ("Microsoft.Consumption/budgets",)
 
 #: What is done to resources beside reading, writing and deleting them.
-OTHER_ACTIONS = (
-    "Microsoft.ContainerService/managedClusters/listClusterUserCredential/action",
-    "Microsoft.ManagedIdentity/userAssignedIdentities/assign/action",
-)
+CREDENTIALS = "Microsoft.ContainerService/managedClusters/listClusterUserCredential/action"
+ASSIGN = "Microsoft.ManagedIdentity/userAssignedIdentities/assign/action"
 GRANT = "Microsoft.Authorization/roleAssignments/write"
 #: Of a subnet that is not the stack's: https://learn.microsoft.com/azure/aks/concepts-identity
 JOIN = "Microsoft.Network/virtualNetworks/subnets/join/action"
@@ -48,30 +56,49 @@ BEHIND_DEFENDER, BEHIND_POLICY = "Microsoft.Security", "Microsoft.PolicyInsights
 
 def resource_types(plan: StackPlan) -> tuple[str, ...]:
     """The types that the stack declares."""
-    cluster = plan.cluster
+    cluster, weights = plan.cluster, WEIGHTS if plan.weight_store else ()
+    if isinstance(cluster, ExistingClusterPlan):
+        made = IN_EXISTING if plan.pools_to_make else ()
+        return (*made, *(BESIDE_EXISTING if cluster.has_resource_group else ()), *weights)
     return (
         *ALWAYS,
         *(NETWORK if cluster.network.subnet_id is None else ()),
         *(LOGS if cluster.logs else ()),
         *(BUDGET if cluster.budget else ()),
-        *(WEIGHTS if plan.weight_store else ()),
+        *weights,
     )
 
 
 def actions(plan: StackPlan) -> tuple[str, ...]:
-    """What the deployer must be allowed to do in the stack's resource group, in the words of role definitions."""
-    verbs = [f"{type_}/{verb}" for type_ in resource_types(plan) for verb in ("read", "write", "delete")]
-    return (*verbs, *OTHER_ACTIONS)
+    """What the deployer must be allowed to do in the stack's resource group, in the words of role definitions.
+
+    None where the stack has no group.
+    """
+    types = resource_types(plan)
+    if isinstance(plan.cluster, ExistingClusterPlan):
+        return _verbs([type_ for type_ in types if type_ not in IN_EXISTING])
+    return (*_verbs(types), CREDENTIALS, ASSIGN)
 
 
 def actions_elsewhere(plan: StackPlan) -> Mapping[str, tuple[str, ...]]:
-    """The same for what is not the stack's, by its id: a subnet, a capacity reservation group."""
-    subnet = plan.cluster.network.subnet_id
-    return {grant.scope: (GRANT, JOIN) if grant.scope == subnet else (GRANT,) for grant in plan.cluster.grants}
+    """The same for what is not the stack's, by its id: a cluster, a subnet, a capacity reservation group."""
+    cluster = plan.cluster
+    if isinstance(cluster, ExistingClusterPlan):
+        there = (*_verbs(IN_EXISTING), "Microsoft.ContainerService/managedClusters/read", CREDENTIALS)
+        joined = {cluster.subnet_id: (JOIN,)} if cluster.subnet_id else {}
+        return ({cluster.id: there} | joined) if cluster.id else {}
+    subnet = cluster.network.subnet_id
+    return {grant.scope: (GRANT, JOIN) if grant.scope == subnet else (GRANT,) for grant in cluster.grants}
 
 
 def providers(plan: StackPlan) -> tuple[str, ...]:
     """Namespaces that must be registered in the subscription."""
-    declared = {type_.partition("/")[0] for type_ in resource_types(plan)}
+    declared = {type_.partition("/")[0] for type_ in resource_types(plan)} - BUILT_IN
+    if isinstance(plan.cluster, ExistingClusterPlan):
+        return tuple(sorted(declared))
     add_ons = {BEHIND_DEFENDER: plan.cluster.defender, BEHIND_POLICY: plan.cluster.azure_policy}
-    return tuple(sorted((declared - BUILT_IN) | {*BEHIND_AKS, *(name for name, wanted in add_ons.items() if wanted)}))
+    return tuple(sorted(declared | {*BEHIND_AKS, *(name for name, wanted in add_ons.items() if wanted)}))
+
+
+def _verbs(types: Iterable[str]) -> tuple[str, ...]:
+    return tuple(f"{type_}/{verb}" for type_ in types for verb in ("read", "write", "delete"))

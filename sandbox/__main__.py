@@ -43,6 +43,7 @@ from itertools import pairwise
 from pathlib import Path
 from types import FrameType
 from typing import Any, NoReturn, TextIO
+from urllib.parse import urlsplit
 
 import yaml
 
@@ -61,7 +62,9 @@ from sandbox.values import Value, has_unknown, masked, reveal, show_path
 ROOT = Path(__file__).parents[1]
 PROJECT = "aks-vllm"
 LOCATION = "azure-native:location"
-TOKEN = f"{PROJECT}:hf-token"
+TOKEN, KUBECONFIG = f"{PROJECT}:hf-token", f"{PROJECT}:kubeconfig"
+#: Names what takes the place of an encrypted aks-vllm:kubeconfig; never KUBECONFIG, which may lead anywhere.
+KUBECONFIG_FILE = "AKS_VLLM_SANDBOX_KUBECONFIG"
 #: What serves models; a DaemonSet belongs to the nodes.
 WORKLOADS = {"kubernetes:apps/v1:Deployment": "deployments", "kubernetes:apps/v1:StatefulSet": "statefulsets"}
 #: Failures that their message explains; everything else is a defect, and goes to the log with its traceback.
@@ -181,7 +184,8 @@ class Command:
         ready = os.environ.get(READY_SECONDS, "3")
         if not re.fullmatch(r"\d+(\.\d+)?", ready):
             raise RefusedError(f"{READY_SECONDS} = {ready}: must be a number of seconds such as 3")
-        self.plane = ControlPlane(self.folder / "control-plane", display.progress, pod_ready_delay_seconds=float(ready))
+        self._ready_seconds = float(ready)
+        self.plane = self._plane(self.folder)
         self._engine: Engine | PulumiCli | None = None
         self._engine_runs = False
         self._cli = self._made_cli(engine)  # None: the embedded engine
@@ -238,7 +242,7 @@ class Command:
         config = self._config()
         self._report(show=True)
         self.display.report_shown = True
-        if config.secret_keys:
+        if TOKEN in config.secret_keys:
             self.display.line(
                 "The sandbox puts a throwaway token in the place of Hugging Face's: nothing is downloaded."
             )
@@ -287,8 +291,13 @@ class Command:
             engine = self._make_engine(Config(values={}))
             self._resume()
             self.display.title(f"Destroying {self.stack}")
-            with self._engine_at_work():
-                result = engine.destroy({})
+            azure = self._azure("")
+            if not self._cli and azure.cluster() and not azure.there():
+                # As in Azure: whoever deletes a cluster deletes what others have in it.
+                self.display.message("warning", f"{azure.cluster()} is gone, and with it what the stack had in it")
+            else:
+                with self._engine_at_work():
+                    result = engine.destroy({})
         except UnreadableStateError as problem:
             # Nothing outside this folder belongs to the stack: without its state it can still be removed.
             self.display.message("warning", self.clean(str(problem)))
@@ -351,7 +360,10 @@ class Command:
         file = self._stack_file()
         self.folder.mkdir(parents=True, exist_ok=True)
         copy = shutil.copyfile(file, self.folder / file.name)
-        return read_config(copy, self.overrides, self._throwaway_token())
+        config = read_config(copy, self.overrides, self._throwaway_token(), os.environ.get(KUBECONFIG_FILE, ""))
+        if self._cli and {f"{PROJECT}:existing-cluster", KUBECONFIG} & set(config.values):
+            raise RefusedError("--engine cli: only the embedded engine reaches clusters of other stacks")
+        return config
 
     def _throwaway_token(self) -> str:
         """Stands in for the Hugging Face token; the same for a stack's whole life, so that nothing rolls out twice."""
@@ -383,6 +395,12 @@ class Command:
             progress=self.display.progress,
         )
 
+    def _plane(self, folder: Path) -> ControlPlane:
+        """The control plane of a stack's folder, this one's or another's."""
+        return ControlPlane(
+            folder / "control-plane", self.display.progress, pod_ready_delay_seconds=self._ready_seconds
+        )
+
     def _state(self) -> list[ResourceState]:
         return self._cli.state() if self._cli else self.store.load()
 
@@ -391,28 +409,34 @@ class Command:
         if self._cli and self.plane.folder.exists() and not self.plane.running():
             self.plane.start(toolchain.binaries(self.display.progress))
 
-    def _make_engine(self, config: Config) -> Engine | PulumiCli:
-        if self._cli:
-            self._engine = self._cli
-            return self._cli
-        azure = SimulatedAzure(
-            location=config.values.get(LOCATION, ""),
+    def _azure(self, location: str) -> SimulatedAzure:
+        return SimulatedAzure(
+            location=location,
             file=self.folder / "azure.json",
             plane=self.plane,
+            neighbour=self._plane,
             binaries=lambda: toolchain.binaries(self.display.progress),
             progress=self.display.progress,
             operation_seconds=OPERATION_SECONDS,
         )
 
+    def _make_engine(self, config: Config) -> Engine | PulumiCli:
+        if self._cli:
+            self._engine = self._cli
+            return self._cli
+        azure = self._azure(config.values.get(LOCATION, ""))
+
         def kubernetes(inputs: Mapping[str, Value]) -> KubernetesProvider | None:
             kubeconfig = inputs.get("kubeconfig")
             if kubeconfig is None or has_unknown(kubeconfig):
                 return None
+            if azure.cluster() is None:  # the kubeconfig is the stack's own
+                return KubernetesProvider(reveal(kubeconfig), None, self.display.progress)
             try:
-                azure.resume()
+                folder = azure.resume().folder
             except (AzureError, ControlPlaneError, toolchain.ToolchainError) as problem:
                 raise BadReferenceError(str(problem)) from None
-            return KubernetesProvider(reveal(kubeconfig), self.plane.bin, self.display.progress)
+            return KubernetesProvider(reveal(kubeconfig), folder / "bin", self.display.progress)
 
         packages = {"azure-native": lambda _: azure, "kubernetes": kubernetes}
         self._engine = Engine(
@@ -434,11 +458,26 @@ class Command:
         found = [r for r in state if r.type in WORKLOADS and r.id]
         if not found:
             return []
-        running = self.plane.running()
-        if not running:
+        api = self._api(state)
+        if api is None:
             self.display.message("warning", "the control plane does not run; `python -m sandbox up` starts it again")
-        api = ClusterApi(self.plane.admin_client()) if running else None
         return [workload(api, resource) for resource in found]
+
+    def _api(self, state: Sequence[ResourceState]) -> ClusterApi | None:
+        """The API server that the stack's objects are in: its own, or an existing one; None: it does not answer."""
+        if self.plane.folder.exists():
+            return ClusterApi(self.plane.admin_client()) if self.plane.running() else None
+        azure = self._azure("")
+        try:
+            if azure.cluster() is not None:
+                plane = self._plane(azure.plane().folder.parent)
+                return ClusterApi(plane.admin_client()) if plane.running() else None
+            kubeconfig = next(r.inputs["kubeconfig"] for r in state if r.type == "pulumi:providers:kubernetes")
+            api = ClusterApi.connect(reveal(kubeconfig))
+            api.request("GET", "/version")
+        except (AzureError, ClusterError, StopIteration):
+            return None
+        return api
 
     @staticmethod
     def _changes(result: Result) -> dict[str, Any]:
@@ -481,8 +520,10 @@ class Command:
                 signal.signal(number, handler)
 
 
-def read_config(file: Path, overrides: Sequence[str], token: str) -> Config:
-    """A stack file as the Pulumi CLI hands it over, with `overrides` over it and a stand-in for the model token.
+def read_config(file: Path, overrides: Sequence[str], token: str, kubeconfig: str = "") -> Config:
+    """A stack file as the Pulumi CLI hands it over, with `overrides` over it and stand-ins for its secrets.
+
+    `kubeconfig` is a file's name; "" where there is none.
 
     Raises RefusedError. What the settings mean is not judged here: the report has done that.
     """
@@ -498,11 +539,31 @@ def read_config(file: Path, overrides: Sequence[str], token: str) -> Config:
     for override in overrides:
         _set(settings, override)
     for key, value in settings.items():
-        if isinstance(value, Mapping) and set(value) == {"secure"} and key != TOKEN:
+        if isinstance(value, Mapping) and set(value) == {"secure"} and key not in (TOKEN, KUBECONFIG):
             raise RefusedError(f"{key} is encrypted for the Pulumi CLI and the sandbox has no key: use --set {key}=...")
-    stand_in = TOKEN not in settings or isinstance(settings[TOKEN], Mapping)
+    stand_ins = {TOKEN: token} if isinstance(settings.get(TOKEN, {}), Mapping) else {}
+    if isinstance(settings.get(KUBECONFIG), Mapping):
+        stand_ins[KUBECONFIG] = _kubeconfig(kubeconfig)
     values = {k: v if isinstance(v, str) else json.dumps(v, default=str) for k, v in settings.items() if v is not None}
-    return Config(values={**values, TOKEN: token}, secret_keys=(TOKEN,)) if stand_in else Config(values=values)
+    return Config(values={**values, **stand_ins}, secret_keys=tuple(stand_ins))
+
+
+def _kubeconfig(file: str) -> str:
+    """What stands for an encrypted kubeconfig: one of this machine's own clusters, as nothing else may be touched."""
+    if not file:
+        remedy = f"name one of a cluster on this machine in {KUBECONFIG_FILE}"
+        raise RefusedError(f"{KUBECONFIG} is encrypted for the Pulumi CLI and the sandbox has no key: {remedy}")
+    try:
+        text = Path(file).read_text()
+        servers = [each["cluster"]["server"] for each in yaml.safe_load(text)["clusters"]]
+        local = bool(servers) and all(urlsplit(server).hostname in ("127.0.0.1", "localhost") for server in servers)
+    except (OSError, UnicodeDecodeError, yaml.YAMLError, KeyError, TypeError, ValueError) as problem:
+        raise RefusedError(f"{KUBECONFIG_FILE} = {file}: not a kubeconfig ({type(problem).__name__})") from None
+    if not local:
+        raise RefusedError(
+            f"{KUBECONFIG_FILE} = {file}: its cluster is not on this machine, and the sandbox stays on it"
+        )
+    return text
 
 
 def _full_key(key: str) -> str:

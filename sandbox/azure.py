@@ -64,6 +64,18 @@ PUBLIC_IP = "azure-native:network:PublicIPAddress"
 #: https://learn.microsoft.com/azure/aks/configure-azure-cni-overlay, https://learn.microsoft.com/azure/aks/use-managed-identity
 NETWORK_CONTRIBUTOR, IDENTITY_OPERATOR = "4d97b98b-1d4f-4787-a291-c67834d212e7", "f1a07417-d97a-45cb-824c-7a7467783830"
 
+#: What a cluster in memory answers, which has no API server: the form of AKS's own, leading nowhere.
+STAND_IN_KUBECONFIG = """\
+apiVersion: v1
+kind: Config
+clusters: [{name: existing, cluster: {server: "https://existing.invalid:443"}}]
+users:
+- name: clusterUser
+  user: {exec: {command: kubelogin, args: [get-token, --server-id, aks]}}
+contexts: [{name: existing, context: {cluster: existing, user: clusterUser}}]
+current-context: existing
+"""
+
 #: Microsoft Learn, considerations and restrictions for federated identity credentials.
 CREDENTIALS_MAX = 20
 #: Pods that a node takes where the pool does not say (Microsoft Learn, Azure CNI Overlay).
@@ -121,7 +133,8 @@ class SimulatedAzure(sdk.Provider):
     """One subscription. Without a file it lives in memory; without a control plane its clusters have no API server.
 
     `operation_seconds` is how long each step of a long-running operation takes. `binaries` gives the folder that
-    `Plane.start` needs. Safe to use from several threads.
+    `Plane.start` needs. `neighbour` gives the control plane of another stack's folder beside this file's: the
+    subscription is one, and a stack may use a cluster that another one has made. Safe to use from several threads.
     """
 
     def __init__(
@@ -130,6 +143,7 @@ class SimulatedAzure(sdk.Provider):
         location: str,
         file: Path | None = None,
         plane: Plane | None = None,
+        neighbour: Callable[[Path], Plane] | None = None,
         binaries: Callable[[], Path] = Path,
         progress: Callable[[str], None] = lambda _: None,
         operation_seconds: float = 0,
@@ -137,6 +151,7 @@ class SimulatedAzure(sdk.Provider):
         self._location = location
         self._file = file
         self._plane = plane
+        self._neighbour = neighbour
         self._binaries = binaries
         self._progress = progress
         self._seconds = operation_seconds
@@ -144,6 +159,7 @@ class SimulatedAzure(sdk.Provider):
         self._busy: dict[str, str] = {}  # cluster -> the operation under way on it
         self._cancelled = threading.Event()
         self._resources = self._load()
+        self._asked = ""  # the cluster whose credentials were asked for
 
     # What the provider does before it calls Azure.
 
@@ -261,7 +277,7 @@ class SimulatedAzure(sdk.Provider):
         self._cancelled.set()
 
     async def invoke(self, request: sdk.InvokeRequest) -> sdk.InvokeResponse:
-        """The two functions that the program uses."""
+        """The three functions that the program uses."""
         arguments = from_properties(request.args)
         if request.tok == "azure-native:authorization:getClientConfig":
             return sdk.InvokeResponse(return_value=to_properties(rules()["client"]))
@@ -270,23 +286,45 @@ class SimulatedAzure(sdk.Provider):
             id_ = self._id(CLUSTER, {"resourceGroupName": group, "resourceName": name})
             if self._existing(id_)["state"] != "Succeeded":
                 raise AzureError(409, "OperationNotAllowed", f"{name} is not provisioned yet")
-            kubeconfig = base64.b64encode(self.resume().user_kubeconfig().encode()).decode()
+            self._asked = id_
+            kubeconfig = STAND_IN_KUBECONFIG if self._file is None else self.resume().user_kubeconfig()
+            kubeconfig = base64.b64encode(kubeconfig.encode()).decode()
             listed = {"kubeconfigs": [{"name": "clusterUser", "value": kubeconfig}]}
             return sdk.InvokeResponse(return_value=to_properties(listed))
+        if request.tok == "azure-native:containerservice:getManagedCluster":
+            names = {key: reveal(arguments.get(key)) for key in ("resourceGroupName", "resourceName")}
+            id_ = self._id(CLUSTER, names)
+            return sdk.InvokeResponse(return_value={**self._outputs(id_, {}), "id": PropertyValue(id_)})
         failure = sdk.CheckFailure("", f"the simulated Azure has no function {request.tok}")
         return sdk.InvokeResponse(failures=[failure])
 
-    def resume(self) -> Plane:
-        """The control plane of the cluster, started again if this machine was restarted in between.
-
-        Raises AzureError where there is none.
-        """
-        if self._plane is None:
-            raise AzureError(404, "NotFound", "this simulated Azure has no control plane")
+    def cluster(self) -> str | None:
+        """The cluster that the stack's objects are in, its own or another stack's; None: no cluster of Azure's."""
         with self._lock:
-            if not self._plane.running():
-                self._plane.start(self._binaries())
-        return self._plane
+            own = [r["id"] for r in self._resources.values() if r["type"] in (CLUSTER, POOL)]
+        return _cluster_of(own[0]) if own else self._asked or None
+
+    def there(self) -> bool:
+        """Whether that cluster still is: another stack's may have gone."""
+        cluster = self.cluster()
+        return cluster is not None and self._found(cluster) is not None
+
+    def plane(self) -> Plane:
+        """The control plane of the cluster, running or not. Raises AzureError where there is none."""
+        cluster = self.cluster()
+        found = self._found(cluster) if cluster else None
+        plane = self._plane if cluster is None else found[1] if found else None
+        if plane is None:
+            raise AzureError(404, "ResourceNotFound", f"{cluster or 'a cluster'} is not there, or has no control plane")
+        return plane
+
+    def resume(self) -> Plane:
+        """The same, started again if this machine was restarted in between."""
+        plane = self.plane()
+        with self._lock:
+            if not plane.running():
+                plane.start(self._binaries())
+        return plane
 
     # Resource Manager.
 
@@ -337,8 +375,8 @@ class SimulatedAzure(sdk.Provider):
         with self._lock:
             resources = dict(self._resources)
         if type_ != GROUP and "resourceGroupName" in plain:
-            group = self._id(GROUP, plain)
-            if group.lower() not in resources:
+            group, theirs = self._id(GROUP, plain), type_ == POOL and _cluster_of(id_).lower() not in resources
+            if group.lower() not in resources and not theirs:
                 raise AzureError(404, "ResourceGroupNotFound", f"resource group {plain['resourceGroupName']!r}")
         for path in rules()["resources"][type_].get("refers", []):
             for where, other in _at(plain, parse_path(path)):
@@ -443,7 +481,7 @@ class SimulatedAzure(sdk.Provider):
 
     def _require_quota(self, type_: str, id_: str, plain: Json, resources: Mapping[str, Json]) -> None:
         pools = plain.get("agentPoolProfiles", []) if type_ == CLUSTER else [plain]
-        region = plain["location"] if type_ == CLUSTER else resources[_cluster_of(id_).lower()]["inputs"]["location"]
+        region = plain["location"] if type_ == CLUSTER else self._existing(_cluster_of(id_))["inputs"]["location"]
         used: dict[str, int] = {}
         for other in resources.values():
             if other["id"] != id_ and other["type"] in (CLUSTER, POOL):
@@ -495,11 +533,11 @@ class SimulatedAzure(sdk.Provider):
         entry["nodes"] |= {name: {"pool": pool_name} for name in wanted}
         with self._lock:
             self._save()
-        owner = self._existing(cluster)["inputs"]
+        owner, plane = self._existing(cluster)["inputs"], self._plane_of(cluster)
         for number, name in enumerate(wanted, 1):
             self._pause()
-            if self._plane:
-                self._plane.add_node(name, _labels(pool_name, pool, owner, mode), _taints(pool), _capacity(pool, size))
+            if plane:
+                plane.add_node(name, _labels(pool_name, pool, owner, mode), _taints(pool), _capacity(pool, size))
             self._progress(f"node pool {pool_name}: {number}/{len(wanted)} nodes ready")
         self._remove_nodes(leaving)
         for name in leaving:
@@ -509,6 +547,10 @@ class SimulatedAzure(sdk.Provider):
         for name in names:
             if self._plane:
                 self.resume().remove_node(name)
+
+    def _plane_of(self, cluster: str) -> Plane | None:
+        found = self._found(cluster)
+        return found[1] if found else None
 
     # What Azure keeps and answers.
 
@@ -526,11 +568,27 @@ class SimulatedAzure(sdk.Provider):
         return rules()["resources"][type_]["id"].format(**rules()["client"] | plain | parents)
 
     def _existing(self, id_: str) -> Json:
-        with self._lock:
-            found = self._resources.get(id_.lower())
+        found = self._found(id_)
         if found is None:
             raise AzureError(404, "ResourceNotFound", f"{id_} does not exist")
-        return found
+        return found[0]
+
+    def _found(self, id_: str) -> tuple[Json, Plane | None] | None:
+        """A resource of this stack, or another stack's cluster; with the control plane that clusters here have."""
+        with self._lock:
+            own = self._resources.get(id_.lower())
+        if own is not None:
+            return own, self._plane
+        if self._file is None and re.search(r"(?i)/managedClusters/[^/]+$", id_):  # in a group that is not the stack's
+            inputs = {"location": self._location, "kubernetesVersion": "1.36", "oidcIssuerProfile": {"enabled": True}}
+            return {"id": id_, "type": CLUSTER, "urn": "", "inputs": inputs, "nodes": {}, "state": "Succeeded"}, None
+        if self._file is None or self._neighbour is None:
+            return None
+        for other in sorted(self._file.parent.parent.glob("*/azure.json")):
+            entry = _resources_of(other).get(id_.lower()) if other != self._file else None
+            if entry is not None and entry["type"] == CLUSTER:
+                return entry, self._neighbour(other.parent)
+        return None
 
     def _outputs(self, id_: str, inputs: Mapping[str, Value]) -> dict[str, PropertyValue]:
         """What GET answers: what was sent, the service's defaults, and what only the service knows."""
@@ -600,20 +658,25 @@ class SimulatedAzure(sdk.Provider):
             self._save()
 
     def _load(self) -> dict[str, Json]:
-        if self._file is None or not self._file.exists():
-            return {}
-        try:
-            return {resource["id"].lower(): resource for resource in json.loads(self._file.read_text())["resources"]}
-        except (ValueError, KeyError, TypeError) as problem:
-            raise UnreadableStateError(
-                f"{self._file}: not the simulated Azure's file ({type(problem).__name__}); remove the stack with "
-                "`python -m sandbox destroy`"
-            ) from None
+        return {} if self._file is None else _resources_of(self._file)
 
     def _save(self) -> None:
         if self._file is not None:
             resources = list(self._resources.values())
             write_atomically(self._file, json.dumps({"resources": resources}, indent=1))
+
+
+def _resources_of(file: Path) -> dict[str, Json]:
+    """What a file of the simulated Azure holds, by id in lower case."""
+    if not file.exists():
+        return {}
+    try:
+        return {resource["id"].lower(): resource for resource in json.loads(file.read_text())["resources"]}
+    except (ValueError, KeyError, TypeError) as problem:
+        raise UnreadableStateError(
+            f"{file}: not the simulated Azure's file ({type(problem).__name__}); remove the stack with "
+            "`python -m sandbox destroy`"
+        ) from None
 
 
 def _detail(change: Change, replaces: bool) -> sdk.PropertyDiff:

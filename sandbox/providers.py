@@ -7,11 +7,12 @@ import json
 from collections.abc import Callable, Coroutine, Iterable, Mapping
 from typing import Any
 
+import yaml
 from pulumi.provider.experimental.provider import Provider
 from pulumi.runtime import rpc
 
 from sandbox.state import ResourceState
-from sandbox.values import UNKNOWN, Value
+from sandbox.values import UNKNOWN, Value, reveal
 
 PROVIDER_TYPE = "pulumi:providers:"
 
@@ -35,14 +36,27 @@ def must_replace(type_: str, old: Mapping[str, Value], new: Mapping[str, Value])
     """Configuration whose change makes another provider of it, and with it replaces all its resources.
 
     Source: the Kubernetes provider's DiffConfig (pulumi/pulumi-kubernetes): with `clusterIdentifier` only that counts,
-    otherwise a changed or unknown `kubeconfig` may mean another cluster.
+    otherwise another active cluster in `kubeconfig`, or one that is not known yet; another user does not.
     """
     if type_ != "pulumi:providers:kubernetes":
         return []
-    for key in ("clusterIdentifier", "kubeconfig"):
-        if key in old or key in new:
-            return [key] if new.get(key) is UNKNOWN or old.get(key) != new.get(key) else []
-    return []
+    if "clusterIdentifier" in old or "clusterIdentifier" in new:
+        key, was, now = "clusterIdentifier", old.get("clusterIdentifier"), new.get("clusterIdentifier")
+    else:
+        key, was, now = "kubeconfig", _active_cluster(old.get("kubeconfig")), _active_cluster(new.get("kubeconfig"))
+    return [key] if now is UNKNOWN or was != now else []
+
+
+def _active_cluster(kubeconfig: Value) -> Value:
+    """How the current context's cluster is reached; the value itself where it is no kubeconfig."""
+    text = reveal(kubeconfig)
+    try:
+        document = yaml.safe_load(text) if isinstance(text, str) else {}
+        contexts = {each["name"]: each["context"] for each in document["contexts"]}
+        clusters = {each["name"]: each["cluster"] for each in document["clusters"]}
+        return clusters[contexts[document["current-context"]]["cluster"]]
+    except (yaml.YAMLError, KeyError, TypeError):
+        return text
 
 
 class Providers:

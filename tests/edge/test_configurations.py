@@ -30,6 +30,9 @@ SETTINGS = [
         ({}, {"paths": ["/v1/models", "/tokenize"], "max-body-mib": 1024}),
     )
 ] + [{"max_answer_tokens": 1}, {"max_answer_tokens": 1_000_000}, {"vllm": {"max-num-seqs": 1}}, {"replicas": 40}]
+CLUSTER = "Microsoft.ContainerService/managedClusters/platform"
+ID = f"/subscriptions/00000000-0000-0000-0000-000000000000/resourceGroups/rg/providers/{CLUSTER}"
+SETTINGS += [{"existing_cluster": {"id": ID}}]  # whose DNS server is found in resolv.conf
 
 
 @pytest.mark.parametrize("settings", SETTINGS, ids=str)

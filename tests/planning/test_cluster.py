@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from planning import stack_file
+from planning.cluster import ClusterPlan
 from planning.findings import InvalidStack, Severity
 from planning.plan import StackPlan, read_and_decide
 
@@ -16,6 +17,12 @@ SUBNET = (
 
 def decided(*overrides: str, stack: str = "dev") -> StackPlan:
     return read_and_decide(stack_file.from_file(stack, overrides=overrides))
+
+
+def own(*overrides: str, stack: str = "dev") -> ClusterPlan:
+    cluster = own(*overrides, stack=stack)
+    assert isinstance(cluster, ClusterPlan)
+    return cluster
 
 
 def refused(*overrides: str, stack: str = "dev") -> dict[str, list[str]]:
@@ -117,21 +124,23 @@ def test_production_refuses_spot_because_no_answer_can_be_finished_in_its_notice
 def test_the_report_says_what_the_choice_of_access_means(
     stack: str, overrides: list[str], access: str, words: str
 ) -> None:
-    plan = decided(*overrides, stack=stack)
-    assert plan.cluster.api_server.access == access
-    assert [f for f in plan.findings if words in f.message], "whoever deploys must know before"
+    assert own(*overrides, stack=stack).api_server.access == access
+    assert [f for f in decided(*overrides, stack=stack).findings if words in f.message], (
+        "whoever deploys must know before"
+    )
 
 
 def test_a_subnet_of_ones_own_takes_the_place_of_the_network_and_is_granted() -> None:
-    plan = decided(f"network.subnet-id={SUBNET}", "network.outbound=user-defined-routing")
-    assert plan.cluster.network.outbound_type == "userDefinedRouting"
-    assert [(grant.scope, grant.name) for grant in plan.cluster.grants] == [(SUBNET, "subnet")]
-    assert [f for f in plan.findings if "route table" in f.message]
+    settings = (f"network.subnet-id={SUBNET}", "network.outbound=user-defined-routing")
+    cluster = own(*settings)
+    assert cluster.network.outbound_type == "userDefinedRouting"
+    assert [(grant.scope, grant.name) for grant in cluster.grants] == [(SUBNET, "subnet")]
+    assert [f for f in decided(*settings).findings if "route table" in f.message]
 
 
 def test_the_system_pool_is_spread_over_zones_where_the_region_has_some() -> None:
-    assert decided().cluster.system_pool.zones == ("1", "2", "3")
-    assert decided("azure-native:location=westus").cluster.system_pool.zones == ()
+    assert own().system_pool.zones == ("1", "2", "3")
+    assert own("azure-native:location=westus").system_pool.zones == ()
 
 
 def test_zones_in_a_region_without_any_are_refused() -> None:
@@ -147,7 +156,7 @@ def test_a_size_in_a_region_where_nobody_has_had_it_is_a_warning() -> None:
 
 
 def test_the_control_planes_logs_are_kept_in_production() -> None:
-    logs = decided(stack="prod").cluster.logs
+    logs = own(stack="prod").logs
     assert logs is not None
     assert "kube-audit-admin" in logs.categories
-    assert decided().cluster.logs is None
+    assert own().logs is None

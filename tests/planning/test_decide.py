@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from planning import catalogue, names
+from planning.cluster import ClusterPlan
 from planning.findings import InvalidStack, Severity
 from planning.plan import StackPlan, decide, read_and_decide
 from planning.settings import Settings
@@ -145,6 +146,8 @@ def test_production_wants_pins_and_development_does_not() -> None:
 
 def test_production_has_an_uptime_agreement_and_protection() -> None:
     production, development = plan(environment="production").cluster, plan().cluster
+    assert isinstance(production, ClusterPlan)
+    assert isinstance(development, ClusterPlan)
     assert (production.sku_tier, production.protect) == ("Standard", True)
     assert (development.sku_tier, development.protect) == ("Free", False)
     assert plan(environment="production", protect=False).cluster.protect is False, "or nothing could be removed"
@@ -224,6 +227,7 @@ def test_every_plan_keeps_its_promises(models: dict[str, Any], environment: str,
         assert rollout.pre_stop_seconds + rollout.shutdown_timeout_seconds < rollout.termination_grace_seconds
         assert rollout.drain_limit_seconds <= pool.drain_timeout_minutes * 60, "the drain would give up"
         assert rollout.termination_grace_seconds <= rollout.drain_limit_seconds
+        assert isinstance(found.cluster, ClusterPlan)
         assert rollout.termination_grace_seconds <= found.cluster.max_graceful_termination_seconds
         assert rollout.min_available_during_drain == model.layout.replicas - rollout.pdb_max_unavailable
         assert rollout.pdb_max_unavailable >= 1, "a budget of 0 blocks every node update"

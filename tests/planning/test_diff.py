@@ -71,7 +71,60 @@ CODE = "{preset: qwen3-8b, vm-size: Standard_ND96isr_H100_v5, vllm: {tensor-para
 BOTH = SEVERAL.replace("models: {", f"models: {{code: {CODE}, ")
 TP8 = with_(PROD, vllm={"tensor-parallel-size": 8})
 
+PLATFORM = (
+    "/subscriptions/00000000-0000-0000-0000-000000000000/resourceGroups/rg-platform/providers"
+    "/Microsoft.ContainerService/managedClusters/platform"
+)
+GUEST = with_(PROD, existing_cluster={"id": PLATFORM})
+KEYED = with_(PROD, kubeconfig={"secure": "v1:one"})
+
 CHANGES = (
+    Change(
+        id="from a cluster of its own to an existing one",
+        before=PROD,
+        after=GUEST,
+        kind=Kind.CLUSTER,
+        outage=None,
+        says=(
+            "The stack's own cluster is deleted with everything in it, its network and its resource group too",
+            f"the models are made in cluster {PLATFORM}: an outage of all models",
+            "Pulumi refuses it while the cluster is protected (`aks-vllm:protect`).",
+        ),
+        never=("Nothing changes",),
+    ),
+    Change(
+        id="from an existing cluster to one of its own",
+        before=GUEST,
+        after=PROD,
+        kind=Kind.CLUSTER,
+        outage=None,
+        says=("is deleted, and made in a cluster of its own; the old cluster itself stays: an outage of all models",),
+        never=("Pulumi refuses it",),
+    ),
+    Change(
+        id="from one existing cluster to another",
+        before=GUEST,
+        after=KEYED,
+        kind=Kind.CLUSTER,
+        outage=None,
+        says=("made in the cluster of aks-vllm:kubeconfig; the old cluster itself stays: an outage of all models",),
+    ),
+    Change(
+        id="another kubeconfig",
+        before=KEYED,
+        after=with_(PROD, kubeconfig={"secure": "v1:two"}),
+        kind=Kind.IN_PLACE,
+        says=("where it names another API server, everything is made there",),
+        never=("v1:two",),
+    ),
+    Change(
+        id="another namespace",
+        before=GUEST,
+        after=with_(PROD, existing_cluster={"id": PLATFORM, "namespace": "chat"}),
+        kind=Kind.CLUSTER,
+        outage=None,
+        says=("Namespace vllm is deleted with everything in it, and chat made: an outage of all models",),
+    ),
     Change(
         id="a longer context",
         before=PROD,

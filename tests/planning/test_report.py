@@ -125,7 +125,8 @@ def test_what_one_form_says_the_others_say_too() -> None:
 
 
 def test_json_is_as_its_schema_says() -> None:
-    for name, plan in plans():
+    kubeconfig = from_file("dev", overrides=["kubeconfig={secure: v1:x}"])
+    for name, plan in [*plans(), ("existing", read_and_decide(kubeconfig))]:
         document = json.loads(json.dumps(report.as_json(plan), allow_nan=False))
         assert breaches(document, SCHEMA) == [], name
 

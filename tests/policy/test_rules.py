@@ -254,6 +254,16 @@ def test_what_only_production_needs_is_not_asked_of_development(policy: str) -> 
     assert not outcomes(stack)[policy].violations
 
 
+def test_a_stack_on_a_cluster_of_somebody_elses_holds_without_what_its_owner_has() -> None:
+    stack = holding()
+    for name in ("cluster", "group", "budget"):
+        del stack[name]
+    found = outcomes(stack)
+    assert {name for name, outcome in found.items() if outcome.violations} == set()
+    nothing = {name for name, outcome in found.items() if not outcome.subjects}
+    assert nothing == {"production-protected", "local-accounts-off", "within-budget"}
+
+
 def test_a_stack_on_a_cluster_of_somebody_elses_is_taken_for_production() -> None:
     stack = holding()
     del stack["cluster"]

@@ -298,6 +298,104 @@ def _cluster(front: Front, version: str, pools: dict[str, tuple[str, int]] | Non
     ]
 
 
+# A cluster that is not the stack's.
+
+THEIRS = (
+    f"/subscriptions/{SUBSCRIPTION}/resourceGroups/rg-platform/providers/Microsoft.ContainerService/managedClusters"
+    "/platform"
+)
+AS_NEEDED = {
+    "currentKubernetesVersion": "1.35.2",
+    "aadProfile": {"managed": True},
+    "networkProfile": {"networkPolicy": "cilium", "networkDataplane": "cilium"},
+    "oidcIssuerProfile": {"enabled": True, "issuerURL": "https://issuer.example/"},
+    "securityProfile": {"workloadIdentity": {"enabled": True}},
+}
+IN_GROUP = (f"/subscriptions/{SUBSCRIPTION}/resourceGroups/rg-platform", CONTRIBUTOR, None)
+
+
+def on_theirs(front: Front, *overrides: str, **properties: object) -> dict[str, list[Result]]:
+    merged = {key: value for key, value in {**AS_NEEDED, **properties}.items() if value is not None}
+    front.cluster = {"name": "platform", "location": REGION, "properties": merged}
+    front.assigned = [IN_GROUP, *front.assigned]
+    return look(front, planned("prod", [f"existing-cluster.id={THEIRS}", *overrides]))
+
+
+def test_a_cluster_that_is_as_needed_is_said_to_be_so(front: Front) -> None:
+    found = on_theirs(front)
+    assert list(found) == ["subscription", "roles", "providers", "cluster", "vm-sizes", "quota"]
+    assert {result.status for results in found.values() for result in results} == {Status.OK}
+    assert [result.message for result in found["cluster"]] == ["cluster platform is as the plan needs it"]
+    assert len(found["vm-sizes"]) == 1, "system nodes are its owner's"
+    assert {method for method, _ in front.asked} == {"GET"}
+
+
+@pytest.mark.parametrize(
+    ("properties", "status", "words"),
+    [
+        ({"currentKubernetesVersion": "1.33.9"}, Status.PROBLEM, "has Kubernetes 1.33.9; the stack's pods need 1.34"),
+        ({"aadProfile": None}, Status.PROBLEM, "no sign-in with Entra ID"),
+        ({"networkProfile": {"networkPolicy": "none"}}, Status.WARNING, "no network policy engine"),
+        ({"networkProfile": {}}, Status.WARNING, "no network policy engine"),
+        ({"oidcIssuerProfile": None}, Status.PROBLEM, "no OIDC issuer with workload identity"),
+        ({"securityProfile": None}, Status.PROBLEM, "no OIDC issuer with workload identity"),
+        (
+            {"agentPoolProfiles": [{"name": "system", "vnetSubnetID": "/subscriptions/s/subnets/nodes"}]},
+            Status.PROBLEM,
+            "lies in a subnet of its owner, and the stack names none",
+        ),
+    ],
+)
+def test_what_a_cluster_lacks_is_told_with_what_its_owner_does(
+    front: Front, properties: dict[str, object], status: Status, words: str
+) -> None:
+    problem = only(on_theirs(front, **properties)["cluster"], status)
+    assert words in problem.message
+    assert problem.remedy
+
+
+def test_names_are_not_filtered_without_cilium(front: Front) -> None:
+    calico = {"networkPolicy": "calico", "networkDataplane": "azure"}
+    found = on_theirs(front, "existing-cluster.fqdn-policies=true", networkProfile=calico)
+    assert "no Cilium" in only(found["cluster"], Status.PROBLEM).message
+
+
+def test_a_cluster_that_is_not_there_or_elsewhere_is_a_problem(front: Front) -> None:
+    plan = planned("prod", [f"existing-cluster.id={THEIRS}"])
+    assert "is not there for this sign-in" in only(look(front, plan)["cluster"], Status.PROBLEM).message
+    front.cluster = {"name": "platform", "location": "westus", "properties": AS_NEEDED}
+    assert "is in westus, the stack in eastus" in only(look(front, plan)["cluster"], Status.PROBLEM).message
+    other = THEIRS.replace(SUBSCRIPTION, "11111111-1111-1111-1111-111111111111")
+    found = look(front, planned("prod", [f"existing-cluster.id={other}", "weights={source: hugging-face}"]))
+    assert "is in another subscription" in only(found["cluster"], Status.PROBLEM).message
+
+
+def test_only_pools_of_the_stacks_own_count_as_what_it_has_already(front: Front) -> None:
+    plan = planned("prod", [f"existing-cluster.id={THEIRS}"])
+    _cluster(front, "1.36.2", {"theirs": (H100, 1)})
+    assert "and has" not in look(front, plan)["quota"][0].message
+    _cluster(front, "1.36.2", {plan.gpu_pools[0].agent_pool_name: (H100, 1)})
+    assert "and has 96 of them" in look(front, plan)["quota"][0].message
+
+
+def test_a_stack_that_has_nothing_in_azure_asks_azure_nothing(front: Front) -> None:
+    plan = planned("prod", ["kubeconfig={secure: v1:x}", "weights={source: hugging-face}"])
+    assert look(front, plan) == {}
+    assert front.asked == []
+
+
+@pytest.mark.parametrize("weights", ["hugging-face", "azure-blob"])
+def test_what_is_asked_for_is_what_the_stack_declares_in_a_cluster_of_somebody_elses(weights: str) -> None:
+    settings = [f"existing-cluster.id={THEIRS}", f"weights={{source: {weights}}}", f"revision={'a' * 40}"]
+    plan = planned("dev", settings)
+    config = read_config(ROOT / "stacks" / "Pulumi.dev.yaml", settings, "hf_x")
+    recorded = record(ROOT, "dev", config.values, config.secret_keys)
+    declared = {each.type for each in recorded.registrations if each.type.startswith("azure-native:")}
+    arm = {rules()["resources"][type_]["arm-type"].removeprefix("Microsoft.Resources/") for type_ in declared}
+    asked = {type_.removeprefix("Microsoft.Resources/subscriptions/") for type_ in needs.resource_types(plan)}
+    assert asked == arm
+
+
 # VM sizes.
 
 

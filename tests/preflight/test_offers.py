@@ -140,6 +140,7 @@ def test_a_moment_of_weakness_is_tried_again(front: Front, plan: StackPlan, stat
 @pytest.mark.usefixtures("token")
 def test_what_cannot_be_reached_is_said_of_each_check(front: Front, plan: StackPlan) -> None:
     nowhere = Endpoints(arm="", prices="http://127.0.0.1:1", hub="http://127.0.0.1:1")
+    assert plan.device_plugin is not None
     image = dataclasses.replace(plan.device_plugin.image, repository="127.0.0.1:1/plugin")
     plan = dataclasses.replace(plan, device_plugin=dataclasses.replace(plan.device_plugin, image=image))
     found = look(front, plan, nowhere)

@@ -12,7 +12,9 @@ import pulumi
 import pytest
 
 from sandbox.engine import Engine, InputRefusedError, Result, RunFailedError, Secret
+from sandbox.providers import must_replace
 from sandbox.state import Store
+from sandbox.values import UNKNOWN
 from tests.sandbox.fake_cloud import FakeCloud
 from tests.sandbox.fake_sdk import FakeProvider, Group, Thing
 
@@ -471,3 +473,27 @@ def test_a_preview_stays_linear_in_the_number_of_resources(stack: Stack, monkeyp
     monkeypatch.setattr(Deployment, "__post_init__", counting)
     stack.preview(things(**{f"thing{number}": {} for number in range(50)}))
     assert looks <= 2 * 51, "a walk over all earlier registrations per registration is quadratic"
+
+
+def kubeconfig(server: str, user: str) -> str:
+    parts = (
+        f"contexts: [{{name: c, context: {{cluster: k, user: {user}}}}}], current-context: c, users: [{{name: {user}}}]"
+    )
+    return f"{{clusters: [{{name: k, cluster: {{server: {server}}}}}], {parts}}}"
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "replaced"),
+    [
+        ({"kubeconfig": kubeconfig("a", "x")}, {"kubeconfig": Secret(kubeconfig("a", "y"))}, []),
+        ({"kubeconfig": kubeconfig("a", "x")}, {"kubeconfig": kubeconfig("b", "x")}, ["kubeconfig"]),
+        ({"kubeconfig": kubeconfig("a", "x")}, {"kubeconfig": UNKNOWN}, ["kubeconfig"]),
+        ({"kubeconfig": "a", "clusterIdentifier": "k"}, {"kubeconfig": UNKNOWN, "clusterIdentifier": "k"}, []),
+        ({"kubeconfig": "a", "clusterIdentifier": "k"}, {"kubeconfig": "a"}, ["clusterIdentifier"]),
+    ],
+    ids=["another user", "another server", "not known", "an identifier", "no identifier any more"],
+)
+def test_another_cluster_makes_another_provider_and_another_user_of_it_does_not(
+    old: dict[str, Any], new: dict[str, Any], replaced: list[str]
+) -> None:
+    assert must_replace("pulumi:providers:kubernetes", old, new) == replaced
