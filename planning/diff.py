@@ -346,8 +346,11 @@ def _moved(old: Document, new: Document) -> Consequence:
     was, now = _whose(old), _whose(new)
     seconds = max(model["startup"]["total_seconds"] for model in new["models"])
     minutes = _minutes(seconds if now else seconds + CLUSTER_SECONDS)
+    kind = Kind.CLUSTER
     if was == now:
-        what = f"Namespace {old['namespace']} is deleted with everything in it, and {new['namespace']} made"
+        # The stack's pools are its namespace's.
+        kind, pools = (Kind.NODES, " with GPU nodes of its own") if new["cluster"]["id"] else (Kind.OUTAGE, "")
+        what = f"Namespace {old['namespace']} is deleted with everything in it, and {new['namespace']} made{pools}"
     elif was:
         what = f"What the stack has in {was} is deleted, and made in {now or 'a cluster of its own'}; the old cluster "
         what += "itself stays"
@@ -357,7 +360,7 @@ def _moved(old: Document, new: Document) -> Consequence:
     protected = not was and old["cluster"]["protect"]
     refused = " Pulumi refuses it while the cluster is protected (`aks-vllm:protect`)." if protected else ""
     return Consequence(
-        kind=Kind.CLUSTER,
+        kind=kind,
         subject="cluster",
         outage_minutes=minutes,
         sentence=f"{what}: an outage of all models of about {minutes} minutes, and another address of the endpoint."

@@ -121,9 +121,9 @@ CHANGES = (
         id="another namespace",
         before=GUEST,
         after=with_(PROD, existing_cluster={"id": PLATFORM, "namespace": "chat"}),
-        kind=Kind.CLUSTER,
+        kind=Kind.NODES,
         outage=None,
-        says=("Namespace vllm is deleted with everything in it, and chat made: an outage of all models",),
+        says=("Namespace vllm is deleted with everything in it, and chat made with GPU nodes of its own: an outage",),
     ),
     Change(
         id="a longer context",

@@ -25,7 +25,7 @@ from sandbox.deployment import Op, Step
 from sandbox.engine import Result, RunFailedError
 from tests.components.harness import TOKEN_KEY, stack_config
 from tests.edge import certificates
-from tests.sandbox.faulty import World
+from tests.sandbox.faulty import KUBECONFIG, KUBECONFIG_KEY, World
 
 #: Fixed, so that budgets and kubernetes versions are judged the same on every day.
 TODAY = date(2026, 11, 26)
@@ -34,6 +34,12 @@ _BUDGET = {"usd-per-month": 80000, "contacts": ["platform@example.com"], "first-
 _WORKLOAD = {"input-tokens": 1024, "output-tokens": 512, "users": 16}
 _SUBNET = "/subscriptions/00000000-0000-0000-0000-00000000aaaa/resourceGroups/rg-hub/providers/Microsoft.Network"
 _GROUP = "/subscriptions/00000000-0000-0000-0000-00000000aaaa/resourceGroups/rg-gpus/providers/Microsoft.Compute"
+_CLUSTER = (
+    "/subscriptions/00000000-0000-0000-0000-00000000aaaa/resourceGroups/rg-platform/providers"
+    "/Microsoft.ContainerService/managedClusters/platform"
+)
+_STREAMED = {"weights": {"source": "azure-blob"}, "revision": "a" * 40}
+_SECRETS = (TOKEN_KEY, KUBECONFIG_KEY)
 
 
 @dataclass(frozen=True)
@@ -74,6 +80,33 @@ CASES: tuple[Case, ...] = (
     Case("kubelogin", {"kubelogin": "workloadidentity"}),
     Case("protect", {"protect": True}),
     Case("max-answer-tokens", {"max-answer-tokens": 4096}),
+    Case("existing-cluster.id", {"existing-cluster": {"id": _CLUSTER}}),
+    Case(
+        "existing-cluster.namespace",
+        {"existing-cluster": {"id": _CLUSTER, "namespace": "chat"}},
+        {"existing-cluster": {"id": _CLUSTER}},
+    ),
+    Case(
+        "existing-cluster.device-plugin",
+        {"existing-cluster": {"id": _CLUSTER, "device-plugin": False}},
+        {"existing-cluster": {"id": _CLUSTER}},
+    ),
+    Case(
+        "existing-cluster.fqdn-policies",
+        {"existing-cluster": {"id": _CLUSTER, "fqdn-policies": True}, **_STREAMED},
+        {"existing-cluster": {"id": _CLUSTER}, **_STREAMED},
+    ),
+    Case("kubeconfig", {"kubeconfig": KUBECONFIG}),
+    Case(
+        "existing-cluster.node-labels",
+        {"kubeconfig": KUBECONFIG, "existing-cluster": {"node-labels": {"team": "inference"}}},
+        {"kubeconfig": KUBECONFIG},
+    ),
+    Case(
+        "existing-cluster.taints",
+        {"kubeconfig": KUBECONFIG, "existing-cluster": {"taints": ["dedicated"]}},
+        {"kubeconfig": KUBECONFIG},
+    ),
     Case("hf-token", {"preset": "qwen3-8b", "hf-token": None}, {"preset": "qwen3-8b"}),
     Case("network.vnet-cidr", {"network": {"vnet-cidr": "10.224.0.0/15"}}),
     Case("network.node-subnet-cidr", {"network": {"node-subnet-cidr": "10.224.16.0/20"}}),
@@ -221,8 +254,8 @@ def _said(case: Case) -> tuple[str, bool]:
 
 def _side(settings: Mapping[str, Any]) -> Side:
     config = _config(settings)
-    reading = stack_file.from_pulumi(config, [TOKEN_KEY], "test")
-    shown = {**config, TOKEN_KEY: {"secure": "x"}} if TOKEN_KEY in config else config
+    reading = stack_file.from_pulumi(config, _SECRETS, "test")
+    shown = config | {key: {"secure": "x"} for key in _SECRETS if key in config}
     try:
         return Side(label="test", config=shown, plan=report.as_json(read_and_decide(reading, TODAY)))
     except InvalidStack as invalid:

@@ -17,7 +17,7 @@ from typing import Any
 
 from pulumi.provider.experimental import provider as sdk
 
-from sandbox.azure import AzureError, SimulatedAzure
+from sandbox.azure import CLUSTER, AzureError, SimulatedAzure
 from sandbox.engine import Engine, Result, RunFailedError
 from sandbox.kubernetes import KubernetesProvider
 from sandbox.state import Store
@@ -25,6 +25,7 @@ from sandbox.values import from_properties, to_properties
 
 ROOT = Path(__file__).parents[2]
 TOKEN_KEY = "aks-vllm:hf-token"  # noqa: S105  the key, not the value
+KUBECONFIG_KEY, EXISTING_KEY = "aks-vllm:kubeconfig", "aks-vllm:existing-cluster"
 CONFIG = {
     "azure-native:location": "eastus",
     "aks-vllm:environment": "development",
@@ -168,7 +169,12 @@ class World:
 
     def run(self, verb: str, target: str = "", fault: str = "") -> Result:
         """One verb on the stack; the creation of `target` fails with `fault`."""
-        azure = SimulatedAzure(location="eastus", file=self.folder / "azure.json", plane=Plane(self.folder / "plane"))
+        azure = SimulatedAzure(
+            location="eastus",
+            file=self.folder / "azure.json",
+            plane=Plane(self.folder / "plane"),
+            neighbour=self._theirs(),
+        )
         objects = Objects(self._objects)
 
         def package(provider: sdk.Provider) -> Callable[[Any], sdk.Provider]:
@@ -179,7 +185,20 @@ class World:
         if verb == "destroy":
             return engine.destroy(self.config)
         run = getattr(engine, verb)
-        return run(ROOT / "__main__.py", root=ROOT, config=self.config, secret_keys={TOKEN_KEY} & self.config.keys())
+        secrets = {TOKEN_KEY, KUBECONFIG_KEY} & self.config.keys()
+        return run(ROOT / "__main__.py", root=ROOT, config=self.config, secret_keys=secrets)
+
+    def _theirs(self) -> Callable[[Path], Plane] | None:
+        """Beside this stack, another one's cluster, where the settings name it."""
+        id_ = json.loads(self.config.get(EXISTING_KEY, "{}")).get("id")
+        if id_ is None:
+            return None
+        inputs = {"location": "eastus", "kubernetesVersion": "1.36", "oidcIssuerProfile": {"enabled": True}}
+        entry = {"id": id_, "type": CLUSTER, "urn": "theirs", "inputs": inputs, "nodes": {}, "state": "Succeeded"}
+        file = self.folder.parent / "theirs" / "azure.json"
+        file.parent.mkdir(exist_ok=True)
+        file.write_text(json.dumps({"resources": [entry]}))
+        return lambda _: Plane(self.folder / "plane")
 
     def fails(self, target: str, fault: str) -> str:
         """An `up` that is cut off at the creation of `target`; what it said, or that the process was killed."""

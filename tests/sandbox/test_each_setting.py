@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 
-from tests.sandbox.each_setting import CASES, IMPOSSIBLE, NODES, PODS, STAYS, Outcome, outcome, settings
+from tests.sandbox.each_setting import CASES, CLUSTER, IMPOSSIBLE, NODES, PODS, STAYS, Outcome, outcome, settings
 from tests.sandbox.faulty import World
 
 #: One for each thing that may happen; the quick ones.
@@ -15,6 +15,8 @@ HERE = {
     "gpu-nodes.capacity-reservation-group": NODES,
     "network.node-subnet-cidr": IMPOSSIBLE,
     "network.subnet-id": IMPOSSIBLE,
+    "existing-cluster.id": CLUSTER,
+    "existing-cluster.namespace": NODES,
     "tags": STAYS,
     "edge.paths": STAYS,
     "workload.users": STAYS,
