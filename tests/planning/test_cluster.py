@@ -20,7 +20,7 @@ def decided(*overrides: str, stack: str = "dev") -> StackPlan:
 
 
 def own(*overrides: str, stack: str = "dev") -> ClusterPlan:
-    cluster = own(*overrides, stack=stack)
+    cluster = decided(*overrides, stack=stack).cluster
     assert isinstance(cluster, ClusterPlan)
     return cluster
 
