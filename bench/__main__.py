@@ -5,7 +5,20 @@ from __future__ import annotations
 import argparse
 import sys
 
-from bench import accuracy, each_setting, edge, engine, faults, growth, losses, planner, program, serving_accuracy, up
+from bench import (
+    accuracy,
+    creation,
+    each_setting,
+    edge,
+    engine,
+    faults,
+    growth,
+    losses,
+    planner,
+    program,
+    serving_accuracy,
+    up,
+)
 from bench.figure import Figure, table
 
 SECTIONS = {
@@ -18,6 +31,7 @@ SECTIONS = {
     "engine": engine.figures,
     "faults": faults.figures,
     "settings": each_setting.figures,
+    "creation": creation.figures,
     "losses": losses.figures,
     "up": up.figures,
 }

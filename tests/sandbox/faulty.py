@@ -116,12 +116,10 @@ class Objects(KubernetesProvider):
 
 
 @dataclass
-class Faulty(sdk.Provider):
-    """A provider whose creation of one resource fails once, in one way."""
+class Passing(sdk.Provider):
+    """A provider in front of another: all of it goes through."""
 
     provider: Any
-    target: str  # logical name
-    fault: str
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self.provider, name)
@@ -131,6 +129,9 @@ class Faulty(sdk.Provider):
 
     async def diff(self, request: sdk.DiffRequest) -> sdk.DiffResponse:
         return await self.provider.diff(request)
+
+    async def create(self, request: sdk.CreateRequest) -> sdk.CreateResponse:
+        return await self.provider.create(request)
 
     async def update(self, request: sdk.UpdateRequest) -> sdk.UpdateResponse:
         return await self.provider.update(request)
@@ -143,6 +144,14 @@ class Faulty(sdk.Provider):
 
     async def cancel(self) -> None:
         await self.provider.cancel()
+
+
+@dataclass
+class Faulty(Passing):
+    """A provider whose creation of one resource fails once, in one way."""
+
+    target: str  # logical name
+    fault: str
 
     async def create(self, request: sdk.CreateRequest) -> sdk.CreateResponse:
         if request.preview or request.urn.rsplit("::", 1)[1] != self.target:
@@ -161,11 +170,17 @@ class World:
 
     folder: Path
     config: dict[str, str] = field(default_factory=lambda: dict(CONFIG))
+    through: Callable[[sdk.Provider], sdk.Provider] = lambda provider: provider
 
     @property
     def _objects(self) -> Path:
         """In the control plane's folder: they go when the cluster goes."""
         return self.folder / "plane" / "objects.json"
+
+    @property
+    def store(self) -> Store:
+        """The stack's state."""
+        return Store(self.folder / "state")
 
     def run(self, verb: str, target: str = "", fault: str = "") -> Result:
         """One verb on the stack; the creation of `target` fails with `fault`."""
@@ -178,10 +193,10 @@ class World:
         objects = Objects(self._objects)
 
         def package(provider: sdk.Provider) -> Callable[[Any], sdk.Provider]:
-            return lambda _: Faulty(provider, target, fault) if fault else provider
+            return lambda _: Faulty(provider, target, fault) if fault else self.through(provider)
 
         packages = {"azure-native": package(azure), "kubernetes": package(objects)}
-        engine = Engine(project="aks-vllm", stack="test", store=Store(self.folder / "state"), packages=packages)
+        engine = Engine(project="aks-vllm", stack="test", store=self.store, packages=packages)
         if verb == "destroy":
             return engine.destroy(self.config)
         run = getattr(engine, verb)
