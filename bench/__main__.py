@@ -16,6 +16,7 @@ from bench import (
     losses,
     planner,
     program,
+    security,
     serving_accuracy,
     up,
 )
@@ -32,6 +33,7 @@ SECTIONS = {
     "faults": faults.figures,
     "settings": each_setting.figures,
     "creation": creation.figures,
+    "security": security.figures,
     "losses": losses.figures,
     "up": up.figures,
 }

@@ -70,8 +70,12 @@ def _pod(plan: DevicePluginPlan) -> core.v1.PodSpecArgs:
                     # Else a systemd reload on the node takes the GPUs from running pods (Azure/AKS#3680).
                     core.v1.EnvVarArgs(name="PASS_DEVICE_SPECS", value="true"),
                 ],
+                # Without requests, Azure's deployment safeguards would add half a CPU and 2 GiB.
+                resources=core.v1.ResourceRequirementsArgs(requests={"cpu": "10m", "memory": "64Mi"}),
                 security_context=core.v1.SecurityContextArgs(
-                    allow_privilege_escalation=False, capabilities=core.v1.CapabilitiesArgs(drop=["ALL"])
+                    allow_privilege_escalation=False,
+                    capabilities=core.v1.CapabilitiesArgs(drop=["ALL"]),
+                    seccomp_profile=core.v1.SeccompProfileArgs(type="RuntimeDefault"),
                 ),
                 volume_mounts=[core.v1.VolumeMountArgs(name="device-plugins", mount_path=KUBELET_SOCKETS)],
             )
