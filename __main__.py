@@ -19,7 +19,7 @@ from components.kubernetes_access import KubernetesAccess, KubernetesAccessArgs
 from components.model_access import ModelAccess, ModelAccessArgs
 from components.model_server import ModelServer, ModelServerArgs
 from components.network_policy import NetworkPolicies, NetworkPoliciesArgs
-from components.weights import WeightStore, WeightStoreArgs, WeightUploads, WeightUploadsArgs
+from components.weights import weights
 from planning import plan as planner
 from planning import report, stack_file
 from planning.cluster import ClusterPlan
@@ -52,31 +52,21 @@ else:
 pools: list[GpuPool] = []
 for pool in plan.pools_to_make:
     pools.append(GpuPool(f"gpu-{pool.name}", GpuPoolArgs(plan=pool, cluster=cluster, after=pools[-1:])))
-if isinstance(plan.cluster, ClusterPlan) and isinstance(cluster, Cluster):
-    ClusterCare("cluster-care", ClusterCareArgs(plan=plan.cluster, names=plan.names, cluster=cluster, after=pools))
-own, token = (pulumi.Config().get_secret(key) for key in ("kubeconfig", "hf-token"))
-reach = KubernetesAccessArgs(plan=plan.cluster, cluster=cluster, pools=pools, kubeconfig=own)
+if isinstance(cluster, Cluster):
+    ClusterCare("cluster-care", ClusterCareArgs(plan=cluster.plan, names=plan.names, cluster=cluster, after=pools))
+kubeconfig, token = (pulumi.Config().get_secret(key) for key in ("kubeconfig", "hf-token"))
+reach = KubernetesAccessArgs(plan=plan.cluster, cluster=cluster, pools=pools, kubeconfig=kubeconfig)
 access = KubernetesAccess("access", reach)
 if plan.device_plugin is not None:
     GpuRuntime("gpu-runtime", plan.device_plugin, access.in_cluster)
-token = token if plan.needs_hf_token else None
-shared = ModelAccessArgs(namespace=plan.namespace, priorities=plan.priorities, hf_token=token)
+needed = token if plan.needs_hf_token else None
+shared = ModelAccessArgs(namespace=plan.namespace, priorities=plan.priorities, hf_token=needed)
 models = ModelAccess("models", shared, access.in_cluster)
-store, uploads = None, {}
-if plan.weight_store is not None:
-    store = WeightStore("weights", WeightStoreArgs(plan=plan.weight_store, stack=plan, cluster=cluster))
-    args = WeightUploadsArgs(plans=plan.uploads, account=plan.weight_store.uploader, store=store, access=models)
-    uploads = WeightUploads("weight-uploads", args, access.in_cluster).jobs
-policies = NetworkPoliciesArgs(
-    plans=plan.network_policies,
-    by_name=plan.name_policies,
-    storage_account=store.account_name if store else None,
-    access=models,
-)
-NetworkPolicies("network", policies, access.in_cluster)
+store, uploads = weights(plan, cluster, models, access.in_cluster)
+reachable = NetworkPoliciesArgs(plans=plan.network_policies, by_name=plan.name_policies, store=store, access=models)
+NetworkPolicies("network", reachable, access.in_cluster)
 for model in plan.models:
-    upload = uploads.get(model.weights.model_path)
-    server = ModelServerArgs(plan=model, access=models, store=store if upload else None, upload=upload)
+    server = ModelServerArgs(plan=model, access=models, store=store, upload=uploads.get(model.weights.model_path))
     ModelServer(model.name, server, access.in_cluster)
 edge = Edge("edge", EdgeArgs(plan=plan.edge, access=models), access.in_cluster)
 
@@ -85,6 +75,5 @@ pulumi.export("endpoints", edge.urls)
 if cluster.name:
     pulumi.export("cluster", cluster.name)
 pulumi.export("kubeconfig", access.kubeconfig)
-for key, value in report.headline(plan).items():
+for key, value in {**report.headline(plan), "readme": report.next_steps(plan)}.items():
     pulumi.export(key, value)
-pulumi.export("readme", report.next_steps(plan))

@@ -24,6 +24,7 @@ class ClusterArgs:
 class Cluster(pulumi.ComponentResource):
     """Resource group, identities, network and managed cluster with its system pool. GPU pools are `GpuPool`s."""
 
+    plan: ClusterPlan
     resource_group: resources.ResourceGroup
     managed_cluster: containerservice.ManagedCluster
     name: pulumi.Output[str]
@@ -36,7 +37,8 @@ class Cluster(pulumi.ComponentResource):
 
     def __init__(self, name: str, args: ClusterArgs, opts: pulumi.ResourceOptions | None = None) -> None:
         super().__init__("aks-vllm:index:Cluster", name, None, opts)
-        plan, names = args.plan, args.names
+        self.plan = plan = args.plan
+        names = args.names
         self.kubernetes_version, self.identifier = plan.kubernetes_version, names.cluster
 
         self.resource_group = resources.ResourceGroup(
@@ -57,19 +59,22 @@ class Cluster(pulumi.ComponentResource):
             self.node_subnet_id = network.node_subnet_id
 
         # All of them before the cluster: AKS checks what its identity may do when it begins.
-        grants = {"kubelet-identity": (kubelet.id, MANAGED_IDENTITY_OPERATOR)}
+        grants = {"kubelet-identity": (own, kubelet.id, MANAGED_IDENTITY_OPERATOR)}
         if network is not None:
-            grants["network"] = (network.virtual_network.id, NETWORK_CONTRIBUTOR)
-        grants |= {each.name: (pulumi.Output.from_input(each.scope), each.role) for each in plan.grants}
+            grants["network"] = (own, network.virtual_network.id, NETWORK_CONTRIBUTOR)
+        who = {"cluster": own, "kubelet": kubelet}
+        grants |= {
+            each.name: (who[each.identity], pulumi.Output.from_input(each.scope), each.role) for each in plan.grants
+        }
         granted = [
             grant(
                 f"{name}-{on}-grant",
                 role=role,
                 scope=scope,
-                principal_id=own.principal_id,
+                principal_id=identity.principal_id,
                 opts=pulumi.ResourceOptions(parent=self),
             )
-            for on, (scope, role) in grants.items()
+            for on, (identity, scope, role) in grants.items()
         ]
         self.workspace_id = None
         if plan.logs is not None:

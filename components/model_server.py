@@ -16,7 +16,10 @@ from planning.plan import ModelPlan
 
 @dataclass(frozen=True, kw_only=True)
 class ModelServerArgs:
-    """The model, where it lives, and where it streams its weights from once they are uploaded; None: it does not."""
+    """The model, where it lives, and where it streams its weights from once they are uploaded.
+
+    Without an `upload` it streams none: the store is for others.
+    """
 
     plan: ModelPlan
     access: ModelAccess
@@ -38,7 +41,7 @@ class ModelServer(pulumi.ComponentResource):
         limit = f"{plan.startup.pulumi_timeout_minutes}m"
         timeouts = pulumi.CustomTimeouts(create=limit, update=limit)
 
-        store = args.store
+        store = args.store if args.upload else None
         identity = None if store is None else {CLIENT_ID: store.reader_client_id}
         account = core.v1.ServiceAccount(
             f"{name}-service-account",

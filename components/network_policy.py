@@ -9,6 +9,7 @@ import pulumi
 from pulumi_kubernetes import apiextensions, meta, networking
 
 from components.model_access import ModelAccess
+from components.weights import WeightStore
 from planning.network_policy import DNS, DNS_PORT, HTTPS_PORT, NamePolicyPlan, NetworkPolicyPlan, Peer, Rule
 
 #: Kubernetes itself puts this label on every namespace.
@@ -21,7 +22,7 @@ class NetworkPoliciesArgs:
 
     plans: Sequence[NetworkPolicyPlan]
     by_name: Sequence[NamePolicyPlan]
-    storage_account: pulumi.Output[str] | None  # that policies by name let through
+    store: WeightStore | None  # that policies by name let through
     access: ModelAccess
 
 
@@ -54,7 +55,7 @@ class NetworkPolicies(pulumi.ComponentResource):
                     labels=labels,
                     annotations={"aks-vllm/why": plan.why},
                 ),
-                spec=_spec_by_name(plan, args.storage_account),
+                spec=_spec_by_name(plan, args.store.account_name if args.store else None),
                 opts=pulumi.ResourceOptions(parent=self),
             )
         self.register_outputs({})

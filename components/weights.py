@@ -205,3 +205,14 @@ def _pod(plan: UploadPlan, args: WeightUploadsArgs) -> core.v1.PodSpecArgs:
         containers=[container],
         volumes=[empty_dir("scratch", 1), *task_volumes(plan.task, args.access)],
     )
+
+
+def weights(
+    plan: StackPlan, cluster: Cluster | ExistingCluster, access: ModelAccess, in_cluster: pulumi.ResourceOptions
+) -> tuple[WeightStore | None, dict[str, batch.v1.Job]]:
+    """The store with the Jobs that fill it, by the path that vLLM is told to serve; nothing where none is planned."""
+    if plan.weight_store is None:
+        return None, {}
+    store = WeightStore("weights", WeightStoreArgs(plan=plan.weight_store, stack=plan, cluster=cluster))
+    args = WeightUploadsArgs(plans=plan.uploads, account=plan.weight_store.uploader, store=store, access=access)
+    return store, WeightUploads("weight-uploads", args, in_cluster).jobs

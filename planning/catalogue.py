@@ -328,6 +328,12 @@ def image(key: str) -> Image:
 
 
 @cache
+def image_keys() -> tuple[str, ...]:
+    """Of `presets/images.yaml`."""
+    return tuple(_read("images.yaml")["images"])
+
+
+@cache
 def engine_versions() -> tuple[str, ...]:
     """vLLM versions that have a folder under `presets/engines`, oldest first."""
     names = (path.name.removeprefix("vllm-") for path in (PRESETS / "engines").glob("vllm-*") if path.is_dir())

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from planning import catalogue, network
+from planning import catalogue, network, registry
 from planning.findings import Finding, Problem, Severity
 from planning.network import ApiServerPlan, NetworkPlan
 
@@ -57,11 +57,12 @@ class SystemPoolPlan:
 
 @dataclass(frozen=True, kw_only=True)
 class GrantPlan:
-    """A role of the cluster's identity on something that is not the stack's."""
+    """A role of one of the cluster's identities on something that is not the stack's."""
 
     name: str
     scope: str
     role: str  # GUID
+    identity: str = "cluster"  # or "kubelet", which pulls images
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -233,6 +234,9 @@ def _grants(settings: Settings) -> Iterator[GrantPlan]:
         yield GrantPlan(name="subnet", scope=subnet, role=NETWORK_CONTRIBUTOR)
     if group := settings.gpu_nodes.capacity_reservation_group:
         yield GrantPlan(name="capacity-reservation", scope=group, role=CONTRIBUTOR)
+    if settings.registry and settings.registry.id:
+        role = registry.pull_role(settings.registry)
+        yield GrantPlan(name="registry", scope=settings.registry.id, role=role, identity="kubelet")
 
 
 def _budget(settings: Settings) -> BudgetPlan | None:

@@ -713,6 +713,11 @@ def _device_plugin(plan: Document) -> str:
     return plan["device_plugin"]["image"]["reference"] if plan["device_plugin"] else "the cluster's own"
 
 
+def _images(plan: Document) -> str:
+    registry = plan.get("registry")
+    return f"from {registry['login_server']}" if registry else "from the public registries"
+
+
 def _unless_owners(words: Say) -> Say:
     """What the stack decides of its own cluster, and somebody else of theirs."""
     return lambda plan: "its owner's" if _whose(plan) else words(plan)
@@ -753,6 +758,10 @@ STACK_LINES: tuple[tuple[str, Say], ...] = (
     ("Control plane", _unless_owners(lambda p: f"tier {p['cluster']['sku_tier']}")),
     ("Deletion", lambda p: "protected" if p["cluster"]["protect"] else "not protected"),
     ("Device plugin", _device_plugin),
+    (
+        "Images",
+        lambda p: f"from {p['registry']['login_server']}" if p.get("registry") else "from the public registries",
+    ),
 )
 
 #: What the lines above, the command line, the findings and the settings show already, or what only follows from it.
@@ -760,7 +769,7 @@ SHOWN = (
     *("stack", "environment", "needs_hf_token", "has_hf_token", "gpu_pools", "cost", "quota", "findings"),
     *("deployable", "verdict", "headline", "quota_vcpus", "next_steps", "device_plugin.image"),
     *("cluster.location", "cluster.kubernetes_version", "cluster.sku_tier", "cluster.protect", "cluster.api_server"),
-    *("cluster.id", "cluster.has_resource_group", "namespace"),
+    *("cluster.id", "cluster.has_resource_group", "namespace", "registry"),
     *("cluster.budget.usd_per_month", "edge.public", "edge.host", "edge.tls_secret", "edge.keys", "placements"),
 )
 SHOWN_OF_MODEL = (

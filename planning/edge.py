@@ -12,7 +12,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from planning import catalogue
 from planning.catalogue import Image
 from planning.findings import Finding, Severity
 
@@ -148,6 +147,7 @@ def decide(
     *,
     flat: bool,
     namespace: str,
+    image: Image,
     dns_service_ip: str | None,
     system_taints: Sequence[str],
 ) -> EdgePlan:
@@ -185,7 +185,7 @@ def decide(
     if draft.tls:
         files["certificate.lua"] = CERTIFICATE_LUA
     return EdgePlan(
-        image=catalogue.image("haproxy"),
+        image=image,
         command=("haproxy", "-W", "-db", "-f", "haproxy.cfg"),
         files=files,
         env={

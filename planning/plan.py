@@ -23,6 +23,7 @@ from planning import (
     network_policy,
     parallelism,
     placement,
+    registry,
     rollout,
     serving_plan,
     serving_rate,
@@ -41,6 +42,7 @@ from planning.names import Names, names
 from planning.network_policy import NamePolicyPlan, NetworkPolicyPlan
 from planning.parallelism import Layout
 from planning.placement import Demand, Place, PoolPlacement, Way
+from planning.registry import RegistryPlan
 from planning.rollout import RolloutPlan
 from planning.serving_plan import ServingPlan
 from planning.serving_rate import Workload
@@ -123,6 +125,7 @@ class StackPlan:
     device_plugin: DevicePluginPlan | None  # None: the cluster has one
     models: tuple[ModelPlan, ...]
     edge: EdgePlan
+    registry: RegistryPlan | None  # None: images come from the public registries
     network_policies: tuple[NetworkPolicyPlan, ...]
     name_policies: tuple[NamePolicyPlan, ...]
     weight_store: WeightStorePlan | None  # None: every model is downloaded by its replicas
@@ -217,6 +220,7 @@ def decide(settings: Settings, *, stack: str, source: str, today: date | None = 
             pools = {size: existing_cluster.found(pool, existing) for size, pool in pools.items()}
     namespace = existing.namespace if existing else NAMESPACE
     problems += cluster_plan.problems(settings, source)
+    problems += registry.problems(settings, source, own_cluster=existing is None)
     problems += edge_problems.problems(settings.edge, source)
     streamed = [draft.name for draft in drafts if _streamed(settings, draft)]
     if len(streamed) > weight_source.FEDERATED_CREDENTIALS_MAX:
@@ -244,13 +248,15 @@ def decide(settings: Settings, *, stack: str, source: str, today: date | None = 
     if own is not None:
         cluster = own = replace(own, max_graceful_termination_seconds=grace)
     device_plugin = DevicePluginPlan(
-        image=catalogue.image("device-plugin"), node_label=("kubernetes.azure.com/accelerator", "nvidia")
+        image=registry.image("device-plugin", settings.registry),
+        node_label=("kubernetes.azure.com/accelerator", "nvidia"),
     )
     front = edge.decide(
         settings.edge,
         models,
         flat=settings.flat,
         namespace=namespace,
+        image=registry.image("haproxy", settings.registry),
         dns_service_ip=own.network.dns_service_ip if own else None,
         system_taints=cluster_plan.SYSTEM_TAINTS,
     )
@@ -270,7 +276,7 @@ def decide(settings: Settings, *, stack: str, source: str, today: date | None = 
         *edge.findings(front, settings.environment),
         *edge_problems.findings(settings.edge, today),
     ]
-    return StackPlan(
+    plan = StackPlan(
         stack=stack,
         environment=settings.environment,
         namespace=namespace,
@@ -283,6 +289,7 @@ def decide(settings: Settings, *, stack: str, source: str, today: date | None = 
         device_plugin=device_plugin if existing is None or existing_cluster.wants_device_plugin(existing) else None,
         models=models,
         edge=front,
+        registry=None,
         network_policies=network_policy.network_policies(
             engine_port=PORT,
             edge_port=front.port,
@@ -299,6 +306,11 @@ def decide(settings: Settings, *, stack: str, source: str, today: date | None = 
         quota=_quota(cluster, gpu_pools),
         findings=tuple(findings),
     )
+    if settings.registry is None:
+        return plan
+    mirror = registry.decide(settings.registry, plan)
+    said = registry.findings(settings.registry, mirror, own_cluster=existing is None)
+    return replace(plan, registry=mirror, findings=(*plan.findings, *said))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -513,7 +525,7 @@ def _model(
 ) -> ModelPlan:
     """Everything about one model, now that its pool is known; `demands` are all that share it."""
     preset, layout = draft.preset, draft.layout
-    image = catalogue.image("vllm")
+    image = registry.image("vllm", settings.registry)
     revision = draft.settings.revision or preset.revision
     place = placement.places(pool.gpus_per_node, pool.count, demands)[draft.name]
     answer = rollout.longest_answer_seconds(settings.max_answer_tokens, draft.memory.max_model_len)

@@ -140,6 +140,7 @@ def first_steps(plan: StackPlan) -> list[str]:
         *(tryout if plan.environment == "development" or not steps else []),
         f"pulumi stack init {plan.stack}   # once; see docs/deploy.md",
         *(["# the steps above"] if steps else []),
+        *(line for image in (plan.registry.images if plan.registry else ()) for line in image.command.splitlines()),
         f"pulumi preview --stack {plan.stack}",
         f"pulumi up --stack {plan.stack}",
     ]

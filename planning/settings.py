@@ -180,6 +180,35 @@ class ExistingClusterSettings(_Described):
     )
 
 
+class RegistrySettings(_Described):
+    """Where every image of the stack is pulled from, instead of the public registries."""
+
+    login_server: Text = Field(
+        pattern=r"^([a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?\.)+[a-z]{2,63}(:[0-9]{1,5})?$",
+        max_length=253,
+        description="The registry's host. Images have the same path in it as at home: vllm/vllm-openai, "
+        "library/haproxy, nvidia/k8s-device-plugin.",
+        examples=["myregistry.azurecr.io"],
+    )
+    id: Text | None = Field(
+        default=None,
+        pattern=r"(?i)^/subscriptions/[0-9a-f-]{36}/resourceGroups/[^/]{1,90}/providers"
+        r"/Microsoft\.ContainerRegistry/registries/[a-z0-9]{5,50}$",
+        description="Id of an Azure registry: the identity of the nodes is then granted to pull from it. Default: "
+        "nothing is granted.",
+        examples=[
+            "/subscriptions/00000000-0000-0000-0000-000000000000/resourceGroups/rg-platform/providers"
+            "/Microsoft.ContainerRegistry/registries/myregistry"
+        ],
+    )
+    abac: bool = Field(
+        default=False,
+        description="Whether the registry's role assignment mode is `RBAC Registry + ABAC Repository Permissions`: it "
+        "does not know AcrPull, and Container Registry Repository Reader is granted instead.",
+        examples=[True],
+    )
+
+
 class MaintenanceSettings(_Described):
     """A weekly window, UTC."""
 
@@ -440,6 +469,11 @@ class Settings(_Described):
         default=False,
         description="Kubeconfig of an existing cluster that the stack may not touch in Azure; always encrypted: "
         "pulumi config set --secret aks-vllm:kubeconfig < kubeconfig. The program sees only whether there is one.",
+    )
+    registry: RegistrySettings | None = Field(
+        default=None,
+        description="A registry of your own, for every image of the stack: docs/registry.md. Default: the public ones.",
+        examples=[{"login-server": "myregistry.azurecr.io"}],
     )
     network: NetworkSettings = Field(
         default_factory=NetworkSettings,

@@ -24,6 +24,7 @@ from planning.settings import (
     MaintenanceSettings,
     ModelSettings,
     NetworkSettings,
+    RegistrySettings,
     Settings,
     WeightSettings,
     WorkloadSettings,
@@ -62,6 +63,7 @@ _GROUPS: dict[str, type[BaseModel]] = {
     "existing-cluster": ExistingClusterSettings,
     "gpu-nodes": GpuNodes,
     "network": NetworkSettings,
+    "registry": RegistrySettings,
     "maintenance": MaintenanceSettings,
     "budget": BudgetSettings,
     "edge": EdgeSettings,
@@ -91,6 +93,11 @@ _EXAMPLES = {
     for model in (Settings, ModelSettings, WorkloadSettings, WeightSettings, *_GROUPS.values())
     for alias, field in model.model_fields.items()
     if field.examples
+}
+_EXAMPLES |= {
+    f"{group}.id": kind.model_fields["id"].examples[0]  # ty: ignore[not-subscriptable]
+    for group, kind in _GROUPS.items()
+    if "id" in kind.model_fields
 }
 
 
@@ -469,7 +476,8 @@ def _refuse_error(error: Any, path: list[str], raw: Mapping[str, Any], stack: st
     if path[:2] == ["edge", "keys"] and name != "requests-per-minute" and len(path) > 2:
         _refuse_key(error, path, refuse)
         return
-    refuse(full, error["input"], _limit(error, name), _example(name))
+    named = ".".join(path[-2:]) if name == "id" else name  # two groups have one
+    refuse(full, error["input"], _limit(error, named), _example(named))
 
 
 def _refuse_key(error: Any, path: Sequence[str], refuse: Any) -> None:
@@ -513,7 +521,9 @@ def _limit(error: Any, name: str) -> str:
         "kubernetes-version": "must be a version from 1.34 on, as 1.36 or 1.36.2",
         "zones": "must be a list of 1, 2 and 3",
         "capacity-reservation-group": "must be the id of a capacity reservation group",
-        "id": "must be the id of an AKS cluster: `az aks show --query id` prints it",
+        "existing-cluster.id": "must be the id of an AKS cluster: `az aks show --query id` prints it",
+        "registry.id": "must be the id of an Azure registry: `az acr show --query id` prints it",
+        "login-server": "must be a registry's host name, without https:// in front and without a path behind it",
         "namespace": "must be the name of a namespace: 1 to 63 lower-case letters, digits and hyphens",
         "start": "must be a time of day, as 02:00",
         "first-month": "must be a month, as 2026-12",

@@ -49,7 +49,9 @@ def _preflight(stack: str, overrides: Sequence[str], format_: str, where: Endpoi
     from preflight.account import Account
     from preflight.resource_manager import ResourceManager
 
-    wanted = [*azure.checks(plan, ResourceManager(Account(), where.arm)), *offers.checks(plan, where)]
+    account = Account()
+    elsewhere = offers.checks(plan, where, lambda: account.get_token().token)
+    wanted = [*azure.checks(plan, ResourceManager(account, where.arm)), *elsewhere]
     print(f"Asking Azure, Hugging Face and the registries: {len(wanted)} checks", file=sys.stderr)
     results = checks.run(wanted, finished=_progress)
     if format_ == "json":

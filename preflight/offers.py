@@ -5,19 +5,20 @@ from __future__ import annotations
 import os
 import shutil
 import subprocess
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, fields, is_dataclass
-from typing import Any
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
 from urllib.parse import quote, urlsplit
 
 from planning import catalogue
 from planning.catalogue import Image
 from planning.plan import ModelPlan, StackPlan
+from planning.registry import images_of
 from preflight import registry, web
 from preflight.checks import Check, NotDone, Result, Status
 from preflight.endpoints import PUBLIC, Endpoints
 
 TOKEN_SECONDS = 30
+BROKEN = "\\\n"  # how a shell's line goes on
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,12 +32,12 @@ class Token:
         return f"a token from {self.source}"
 
 
-def checks(plan: StackPlan, where: Endpoints = PUBLIC) -> list[Check]:
-    """Everything that is asked elsewhere than at Resource Manager."""
+def checks(plan: StackPlan, where: Endpoints = PUBLIC, entra: Callable[[], str] | None = None) -> list[Check]:
+    """Everything that is asked elsewhere than at Resource Manager. `entra`: a token for a registry of one's own."""
     return [
         Check(name="price", find=lambda: _prices(plan, where.prices)),
         Check(name="hugging-face", find=lambda: _models(plan, where.hub)),
-        Check(name="images", find=lambda: _images(plan)),
+        Check(name="images", find=lambda: _images(plan, entra)),
     ]
 
 
@@ -195,34 +196,28 @@ def _bearer(token: Token | None) -> Mapping[str, str]:
 # Images.
 
 
-def _images(plan: StackPlan) -> Iterator[Result]:
-    for image in {image.reference: image for image in _all_images(plan)}.values():
-        yield _image(image)
+def _images(plan: StackPlan, entra: Callable[[], str] | None) -> Iterator[Result]:
+    server = plan.registry.login_server if plan.registry else ""
+    copied = {f"{server}/{each.target}": each.command for each in plan.registry.images} if plan.registry else {}
+    for image in {image.reference: image for image in images_of(plan)}.values():
+        yield _image(image, copied.get(f"{image.repository}:{image.tag}"), entra)
 
 
-def _all_images(value: Any) -> Iterator[Image]:
-    """Wherever the plan has them."""
-    if isinstance(value, Image):
-        yield value
-    elif is_dataclass(value):
-        for field in fields(value):
-            yield from _all_images(getattr(value, field.name))
-    elif isinstance(value, tuple):
-        for item in value:
-            yield from _all_images(item)
+def _image(image: Image, copied: str | None, entra: Callable[[], str] | None) -> Result:
+    """Whether a registry has it; `copied`: what puts it into one's own."""
 
-
-def _image(image: Image) -> Result:
     def result(status: Status, message: str, remedy: str = "") -> Result:
         return Result(check="images", status=status, message=message, remedy=remedy)
 
     named = f"{image.repository}:{image.tag}"
     try:
-        found = registry.digest(image.repository, image.digest or image.tag)
+        found = registry.digest(image.repository, image.digest or image.tag, entra if copied else None)
     except web.LookupFailed as failure:
         if failure.status == 404:
             missing = f"{image.repository}@{image.digest}" if image.digest else named
             remedy = "Correct presets/images.yaml: a node could not pull it."
+            if copied:
+                remedy = f"Copy it: {' '.join(copied.replace(BROKEN, ' ').split())}"
             return result(Status.PROBLEM, f"the registry does not have {missing}", remedy)
         return result(Status.NOT_DONE, str(failure), failure.remedy)
     if image.digest is None:

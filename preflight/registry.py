@@ -6,8 +6,9 @@ https://github.com/opencontainers/distribution-spec, with the anonymous token th
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
+from planning.registry import AZURE_HOSTS
 from preflight.web import LookupFailed, ask, ask_json
 
 #: A repository without a host is Docker's: https://docs.docker.com/reference/cli/docker/image/pull/
@@ -21,11 +22,16 @@ MANIFESTS = (
     "application/vnd.docker.distribution.manifest.v2+json",
 )
 _DIGEST = re.compile(r"sha256:[0-9a-f]{64}")
+#: Registries that take a token of Entra ID.
+AZURE = re.compile("|".join(re.escape(host) + "$" for host in AZURE_HOSTS))
 _LOCAL = re.compile(r"(localhost|127\.0\.0\.1)(:|$)")
 
 
-def digest(repository: str, reference: str) -> str:
-    """The digest behind a tag, or a digest itself where the registry has it. Raises LookupFailed."""
+def digest(repository: str, reference: str, entra: Callable[[], str] | None = None) -> str:
+    """The digest behind a tag, or a digest itself where the registry has it. Raises LookupFailed.
+
+    `entra` gives a token of Entra ID, which is sent to Azure's registries only, where one asks for a sign-in.
+    """
     host, slash, name = repository.partition("/")
     if not slash or not re.search(r"[.:]|^localhost$", host):
         host, name = DOCKER_HUB, repository if slash else f"library/{repository}"
@@ -39,7 +45,8 @@ def digest(repository: str, reference: str) -> str:
         if failure.answer is None or failure.status != 401:
             raise
         challenge = failure.answer.headers.get("WWW-Authenticate", "")
-        answer = ask(url, what=what, method="HEAD", headers={**accept, **_token(challenge, what)})
+        signed = _exchanged(challenge, what, host, entra()) if entra and AZURE.search(host) else _token(challenge, what)
+        answer = ask(url, what=what, method="HEAD", headers={**accept, **signed})
     found = answer.headers.get("Docker-Content-Digest", "")
     if not _DIGEST.fullmatch(found):
         raise LookupFailed(f"{what}: {host} answered without one")
@@ -56,4 +63,23 @@ def _token(challenge: str, what: str) -> Mapping[str, str]:
     token = (body.get("token") or body.get("access_token")) if isinstance(body, Mapping) else None
     if not isinstance(token, str):
         raise LookupFailed(f"{what}: {realm} gave no token")
+    return {"Authorization": f"Bearer {token}"}
+
+
+def _exchanged(challenge: str, what: str, host: str, entra: str) -> Mapping[str, str]:
+    """The same from an Azure registry, for whoever is signed in: https://github.com/Azure/acr/blob/main/docs/AAD-OAuth.md"""
+    scope = dict(re.findall(r'(\w+)="([^"]*)"', challenge)).get("scope", "")
+    scheme = "http" if _LOCAL.match(host) else "https"
+    asked = {"grant_type": "access_token", "service": host, "access_token": entra}
+    for step, gives in (("exchange", "refresh_token"), ("token", "access_token")):
+        try:
+            body = ask_json(f"{scheme}://{host}/oauth2/{step}", what=what, method="POST", form=asked)
+        except LookupFailed as failure:
+            if failure.status not in (401, 403):
+                raise
+            raise LookupFailed(f"{what}: {host} refuses this sign-in (HTTP {failure.status})", failure.answer) from None
+        token = body.get(gives) if isinstance(body, Mapping) else None
+        if not isinstance(token, str):
+            raise LookupFailed(f"{what}: {host} gave no {gives.replace('_', ' ')}")
+        asked = {"grant_type": "refresh_token", "service": host, "scope": scope, "refresh_token": token}
     return {"Authorization": f"Bearer {token}"}

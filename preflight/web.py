@@ -48,9 +48,13 @@ def ask(
     method: str = "GET",
     headers: Mapping[str, str] | None = None,
     parameters: Mapping[str, str] | None = None,
+    form: Mapping[str, str] | None = None,
     redirects: bool = True,
 ) -> httpx.Response:
-    """The answer to a question about `what`, a redirection too unless `redirects`. Raises LookupFailed."""
+    """The answer to a question about `what`, a redirection too unless `redirects`. Raises LookupFailed.
+
+    `form` is the body of a POST, for what does not belong into an address: tokens.
+    """
     host = urlsplit(url).netloc
     sent = {"User-Agent": "aks-vllm", **(headers or {})}
     answer = None
@@ -60,6 +64,7 @@ def ask(
                 method,
                 url,
                 params=parameters,
+                data=form,
                 headers=sent,
                 timeout=TIMEOUT_SECONDS,
                 follow_redirects=redirects,

@@ -88,6 +88,7 @@ class Front:
         self.licence_accepted = True
         self.token_valid = True
         self.digests = {DIGEST}
+        self.entra: str | None = None  # the only token that the registry then takes in exchange for one of its own
         self.stop_waiting = threading.Event()
         self._servers = [_Server(self, None), _Server(self, certificates)]
         plain, tls = self._servers
@@ -137,6 +138,7 @@ class Front:
             (r"/api/whoami-v2", "whoami", self._whoami),
             (r"/([\w.-]+/[\w.-]+)/resolve/(\w+)/config.json", "model", self._model),
             (r"/token", "registry-token", lambda **_: {"token": "anonymous"}),
+            (r"/oauth2/(exchange|token)", "registry-exchange", self._exchange),
             (r"/v2/(.+)/manifests/(.+)", "manifest", self._manifest),
         ]
 
@@ -285,8 +287,16 @@ class Front:
             return Broken(403, {"X-Error-Code": "GatedRepo"})
         return Broken(302, {"Location": "https://somewhere.invalid/a-file"})
 
+    def _exchange(self, step: str, *, query: dict[str, str], **_: Any) -> Json | Broken:
+        """An Azure registry: https://github.com/Azure/acr/blob/main/docs/AAD-OAuth.md"""
+        if step == "exchange":
+            good = query.get("grant_type") == "access_token" and query.get("access_token") == self.entra
+            return {"refresh_token": "refresh"} if good else Broken(401)
+        good = query.get("grant_type") == "refresh_token" and query.get("refresh_token") == "refresh"
+        return {"access_token": "pull"} if good and query.get("scope") == "repository:x:pull" else Broken(401)
+
     def _manifest(self, _name: str, reference: str, *, headers: dict[str, str], **_: Any) -> Broken:
-        if headers.get("authorization") != "Bearer anonymous":
+        if headers.get("authorization") != ("Bearer pull" if self.entra else "Bearer anonymous"):
             realm = f'Bearer realm="http://{self.registry}/token",service="here",scope="repository:x:pull"'
             return Broken(401, {"WWW-Authenticate": realm})
         if reference.startswith("sha256:") and reference not in self.digests:
@@ -312,7 +322,8 @@ class _Handler(BaseHTTPRequestHandler):
         assert isinstance(self.server, _Server)
         front, url = self.server.front, urllib.parse.urlsplit(self.path)
         headers = {key.lower(): value for key, value in self.headers.items()}
-        query = dict(urllib.parse.parse_qsl(url.query))
+        form = self.rfile.read(int(headers.get("content-length", 0))).decode()
+        query = dict(urllib.parse.parse_qsl(f"{url.query}&{form}"))
         name, answer = front.answer(urllib.parse.unquote(url.path), query, headers)
         front.asked.append((self.command, name))
         front.headers.append(headers)

@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import re
 import stat
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from planning import stack_file
 from planning.catalogue import Image
 from planning.command_line import planned
-from planning.plan import StackPlan
-from preflight import checks, offers, web
+from planning.plan import StackPlan, decide
+from planning.settings import RegistrySettings
+from preflight import checks, offers, registry, web
 from preflight.checks import Result, Status
 from preflight.endpoints import Endpoints
 from tests.preflight.front import DIGEST, HF_TOKEN, MALFORMED, OTHER_SHAPE, PATIENCE, SILENT, Broken, Front
@@ -280,6 +283,59 @@ def test_an_image_without_a_digest_is_a_warning_with_the_one_of_today(front: Fro
     assert {result.status for result in results} == {Status.WARNING}
     assert DIGEST in results[0].message
     assert "make pin" in results[0].remedy
+
+
+def mirrored(front: Front) -> StackPlan:
+    """A plan whose images are in a registry of one's own: this machine's, which passes for one of Azure's."""
+    settings = stack_file.from_file("dev").settings
+    assert settings is not None
+    own = RegistrySettings.model_construct(login_server=front.registry, id=None, abac=False)
+    return decide(settings.model_copy(update={"registry": own}), stack="dev", source="dev")
+
+
+def images(front: Front, plan: StackPlan, entra: str) -> list[Result]:
+    found = checks.run(offers.checks(plan, front.endpoints, lambda: entra), deadline_seconds=300)
+    return [result for result in found if result.check == "images"]
+
+
+@pytest.fixture
+def azures(front: Front, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(registry, "AZURE", re.compile(re.escape(front.registry)))
+
+
+@pytest.mark.usefixtures("azures")
+def test_a_registry_of_ones_own_is_asked_with_the_sign_in_and_under_the_path_of_home(front: Front) -> None:
+    front.entra = "of-entra"
+    results = images(front, mirrored(front), "of-entra")
+    assert {result.status for result in results} == {Status.WARNING}, "they are there, and not pinned"
+    named = {result.message.split(" ")[0].removeprefix(f"{front.registry}/") for result in results}
+    assert {name.partition(":")[0] for name in named} == {
+        *("vllm/vllm-openai", "library/haproxy", "nvidia/k8s-device-plugin"),
+    }
+    assert not [each for each in front.headers if "of-entra" in str(each)], "a token belongs into a body"
+
+
+@pytest.mark.usefixtures("azures")
+def test_a_sign_in_that_a_registry_refuses_is_told(front: Front) -> None:
+    front.entra = "of-entra"
+    results = images(front, mirrored(front), "of-somebody-else")
+    assert {result.status for result in results} == {Status.NOT_DONE}
+    assert "refuses this sign-in" in results[0].message
+    assert "of-somebody-else" not in str(results)
+
+
+def test_a_token_of_entra_goes_to_no_registry_but_azures(front: Front) -> None:
+    front.entra = "of-entra"
+    images(front, mirrored(front), "of-entra")
+    assert "registry-exchange" not in {name for _, name in front.asked}
+
+
+def test_an_image_that_ones_own_registry_lacks_is_told_with_the_command_that_copies_it(front: Front) -> None:
+    front.broken["manifest"] = Broken(404)
+    results = images(front, mirrored(front), "")
+    assert {result.status for result in results} == {Status.PROBLEM}
+    copies = f"Copy it: skopeo copy --all docker://docker.io/library/haproxy:3.4.2 docker://{front.registry}/library"
+    assert [result for result in results if result.remedy.startswith(copies)], [result.remedy for result in results]
 
 
 def test_a_registry_that_wants_a_sign_in_is_not_done(front: Front, plan: StackPlan) -> None:

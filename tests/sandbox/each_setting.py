@@ -38,6 +38,11 @@ _CLUSTER = (
     "/subscriptions/00000000-0000-0000-0000-00000000aaaa/resourceGroups/rg-platform/providers"
     "/Microsoft.ContainerService/managedClusters/platform"
 )
+_REGISTRY = {
+    "login-server": "myregistry.azurecr.io",
+    "id": "/subscriptions/00000000-0000-0000-0000-00000000aaaa/resourceGroups/rg-platform/providers"
+    "/Microsoft.ContainerRegistry/registries/myregistry",
+}
 _STREAMED = {"weights": {"source": "azure-blob"}, "revision": "a" * 40}
 _SECRETS = (TOKEN_KEY, KUBECONFIG_KEY)
 
@@ -107,6 +112,9 @@ CASES: tuple[Case, ...] = (
         {"kubeconfig": KUBECONFIG, "existing-cluster": {"taints": ["dedicated"]}},
         {"kubeconfig": KUBECONFIG},
     ),
+    Case("registry.login-server", {"registry": {"login-server": "myregistry.azurecr.io"}}),
+    Case("registry.id", {"registry": _REGISTRY}, {"registry": {"login-server": "myregistry.azurecr.io"}}),
+    Case("registry.abac", {"registry": {**_REGISTRY, "abac": True}}, {"registry": _REGISTRY}),
     Case("hf-token", {"preset": "qwen3-8b", "hf-token": None}, {"preset": "qwen3-8b"}),
     Case("network.vnet-cidr", {"network": {"vnet-cidr": "10.224.0.0/15"}}),
     Case("network.node-subnet-cidr", {"network": {"node-subnet-cidr": "10.224.16.0/20"}}),

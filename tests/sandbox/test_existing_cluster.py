@@ -28,7 +28,11 @@ SMALL = {
     "aks-vllm:vm-size": "Standard_NC40ads_H100_v5",
 }
 HOST = ("--set", "preset=qwen3-8b", "--set", "vm-size=Standard_NC40ads_H100_v5")
-GUEST = {**SMALL, "aks-vllm:existing-cluster": {"id": ID, "namespace": "guest", "device-plugin": False}}
+GUEST = {
+    **SMALL,
+    "aks-vllm:existing-cluster": {"id": ID, "namespace": "guest", "device-plugin": False},
+    "aks-vllm:registry": {"login-server": "myregistry.azurecr.io"},
+}
 
 
 def stack(project: Project, name: str, config: dict[str, Any]) -> None:
@@ -126,6 +130,8 @@ def test_a_guest_adds_a_pool_and_a_namespace_and_leaves_the_cluster_as_it_was(
     placed = {pod.metadata.labels["app.kubernetes.io/name"]: pod.spec.node_name for pod in pods}
     assert placed["vllm"] == node, "its model runs on its own nodes"
     assert placed["vllm-edge"] != node
+    images = {each.image for pod in pods for each in [*(pod.spec.init_containers or []), *pod.spec.containers]}
+    assert {image.partition("/")[0] for image in images} == {"myregistry.azurecr.io"}, "from its own registry"
 
     again = project.run("up", "--stack", "guest")
     assert set(again["changes"]) == {"same"}, done(again, "update")
