@@ -11,13 +11,13 @@ from sandbox.__main__ import read_config
 from sandbox.engine import Recording, record
 from sandbox.values import masked
 
-#: Takes the place of a token: the program only hands it on.
-STAND_IN = "not-a-token"
+#: Takes the place of a token and of a kubeconfig: the program only hands them on.
+STAND_IN = "not-a-secret"
 
 
 def graph(root: Path, stack: str) -> Stack:
     """What the program declares for a stack file. Raises RefusedError and RunFailedError, as the sandbox does."""
-    config = read_config(root / "stacks" / f"Pulumi.{stack}.yaml", (), STAND_IN)
+    config = read_config(root / "stacks" / f"Pulumi.{stack}.yaml", (), STAND_IN, STAND_IN)
     return of_recording(record(root, stack, config.values, config.secret_keys))
 
 

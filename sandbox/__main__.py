@@ -65,6 +65,13 @@ LOCATION = "azure-native:location"
 TOKEN, KUBECONFIG = f"{PROJECT}:hf-token", f"{PROJECT}:kubeconfig"
 #: Names what takes the place of an encrypted aks-vllm:kubeconfig; never KUBECONFIG, which may lead anywhere.
 KUBECONFIG_FILE = "AKS_VLLM_SANDBOX_KUBECONFIG"
+#: A kubeconfig whose API server answers nobody. Port 0 is none: RFC 6335
+NOWHERE = """\
+clusters: [{name: nowhere, cluster: {server: "https://127.0.0.1:0"}}]
+users: [{name: nobody, user: {token: none}}]
+contexts: [{name: nowhere, context: {cluster: nowhere, user: nobody}}]
+current-context: nowhere
+"""
 #: What serves models; a DaemonSet belongs to the nodes.
 WORKLOADS = {"kubernetes:apps/v1:Deployment": "deployments", "kubernetes:apps/v1:StatefulSet": "statefulsets"}
 #: Failures that their message explains; everything else is a defect, and goes to the log with its traceback.
@@ -360,10 +367,16 @@ class Command:
         file = self._stack_file()
         self.folder.mkdir(parents=True, exist_ok=True)
         copy = shutil.copyfile(file, self.folder / file.name)
-        config = read_config(copy, self.overrides, self._throwaway_token(), os.environ.get(KUBECONFIG_FILE, ""))
+        config = read_config(copy, self.overrides, self._throwaway_token(), self._kubeconfig())
         if self._cli and {f"{PROJECT}:existing-cluster", KUBECONFIG} & set(config.values):
             raise RefusedError("--engine cli: only the embedded engine reaches clusters of other stacks")
         return config
+
+    def _kubeconfig(self) -> str:
+        """What takes the place of an encrypted one; a preview needs no cluster."""
+        if file := os.environ.get(KUBECONFIG_FILE):
+            return _kubeconfig(file)
+        return NOWHERE if self._name == "preview" else ""
 
     def _throwaway_token(self) -> str:
         """Stands in for the Hugging Face token; the same for a stack's whole life, so that nothing rolls out twice."""
@@ -523,7 +536,7 @@ class Command:
 def read_config(file: Path, overrides: Sequence[str], token: str, kubeconfig: str = "") -> Config:
     """A stack file as the Pulumi CLI hands it over, with `overrides` over it and stand-ins for its secrets.
 
-    `kubeconfig` is a file's name; "" where there is none.
+    `kubeconfig` stands in for an encrypted one; "" where there is none.
 
     Raises RefusedError. What the settings mean is not judged here: the report has done that.
     """
@@ -543,16 +556,16 @@ def read_config(file: Path, overrides: Sequence[str], token: str, kubeconfig: st
             raise RefusedError(f"{key} is encrypted for the Pulumi CLI and the sandbox has no key: use --set {key}=...")
     stand_ins = {TOKEN: token} if isinstance(settings.get(TOKEN, {}), Mapping) else {}
     if isinstance(settings.get(KUBECONFIG), Mapping):
-        stand_ins[KUBECONFIG] = _kubeconfig(kubeconfig)
+        if not kubeconfig:
+            remedy = f"name one of a cluster on this machine in {KUBECONFIG_FILE}"
+            raise RefusedError(f"{KUBECONFIG} is encrypted for the Pulumi CLI and the sandbox has no key: {remedy}")
+        stand_ins[KUBECONFIG] = kubeconfig
     values = {k: v if isinstance(v, str) else json.dumps(v, default=str) for k, v in settings.items() if v is not None}
     return Config(values={**values, **stand_ins}, secret_keys=tuple(stand_ins))
 
 
 def _kubeconfig(file: str) -> str:
-    """What stands for an encrypted kubeconfig: one of this machine's own clusters, as nothing else may be touched."""
-    if not file:
-        remedy = f"name one of a cluster on this machine in {KUBECONFIG_FILE}"
-        raise RefusedError(f"{KUBECONFIG} is encrypted for the Pulumi CLI and the sandbox has no key: {remedy}")
+    """The kubeconfig of one of this machine's own clusters, as nothing else may be touched."""
     try:
         text = Path(file).read_text()
         servers = [each["cluster"]["server"] for each in yaml.safe_load(text)["clusters"]]

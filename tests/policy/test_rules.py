@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import datetime
+import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -323,3 +324,16 @@ def test_an_exemption_that_cannot_stand_is_refused(tmp_path: Path, entry: str, s
 
 def test_the_projects_own_exemptions_can_be_read() -> None:
     assert rules.exemptions() == []
+
+
+def test_a_stack_whose_kubeconfig_is_encrypted_is_looked_at_all_the_same(tmp_path: Path) -> None:
+    root = Path(__file__).parents[2]
+    shutil.copy(root / "__main__.py", tmp_path)
+    (tmp_path / "stacks").mkdir()
+    lines = ("azure-native:location: eastus", "preset: qwen3-8b", "kubeconfig: {secure: v1:not-read-here}")
+    settings = "\n".join(f"  {line}" for line in (*lines, "weights: {source: hugging-face}"))
+    (tmp_path / "stacks" / "Pulumi.keyed.yaml").write_text(f"config:\n{settings}\n")
+    found = policies.graph(tmp_path, "keyed")
+    assert [engine.name for engine, _ in found.engines()] == ["model-deployment"]
+    assert not found.of(rules.CLUSTER, rules.POOL)
+    assert found.production

@@ -101,6 +101,9 @@ def test_a_kubeconfig_that_leads_elsewhere_is_not_used(
     elsewhere = tmp_path / "kubeconfig"
     elsewhere.write_text(yaml.safe_dump({"clusters": [{"cluster": {"server": "https://cluster.example.com"}}]}))
     monkeypatch.setitem(QUICK, "AKS_VLLM_SANDBOX_KUBECONFIG", str(elsewhere))
+    monkeypatch.delitem(QUICK, "AKS_VLLM_SANDBOX_KUBECONFIG", raising=False)
+    assert set(project.run("preview", "--stack", "keyed")["changes"]) == {"create"}, "a preview needs no cluster"
+    monkeypatch.setitem(QUICK, "AKS_VLLM_SANDBOX_KUBECONFIG", str(elsewhere))
     assert "is not on this machine" in project.run("up", "--stack", "keyed", exit_code=2)["error"]
 
 
