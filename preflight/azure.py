@@ -122,17 +122,14 @@ def _roles(plan: StackPlan, azure: ResourceManager) -> Iterator[Result]:
 
 def _allowed(azure: ResourceManager, listed: str, target: str, actions: Sequence[str]) -> Result:
     """Whether the deployer may do all of this to `target`; the grants are listed for the scope `listed`."""
-    client, principal = azure.authorization, azure.principal
+    principal = azure.principal
     with asking("role assignments"):
-        assigned = list(client.role_assignments.list_for_scope(listed, filter=f"assignedTo('{principal}')"))
-        here = [one for one in assigned if _covers(one.scope, target)]
-        roles = {one.role_definition_id: client.role_definitions.get_by_id(one.role_definition_id) for one in here}
-        names = sorted({role.role_name for role in roles.values()})
-        conditional = any(one.condition and "roleAssignments" in one.condition for one in here)
+        roles, conditional = _held(azure, listed, target)
+        names = sorted({role.role_name for role in roles})
         lacking = [
             action
             for action in actions
-            if not any(_grants(permission, action) for role in roles.values() for permission in role.permissions)
+            if not any(_grants(permission, action) for role in roles for permission in role.permissions)
         ]
     has = f"{principal} has {', '.join(names) or 'no role'} for {target.rsplit('/', 1)[1]}"
     if lacking:
@@ -147,6 +144,16 @@ def _allowed(azure: ResourceManager, listed: str, target: str, actions: Sequence
         remedy = "It must allow the roles that the program grants: see the report's role assignments in the preview."
         return Result(check="roles", status=Status.WARNING, message=f"{has}, under a condition", remedy=remedy)
     return Result(check="roles", status=Status.OK, message=f"{has}: all {len(actions)} permissions are there")
+
+
+def _held(azure: ResourceManager, listed: str, target: str) -> tuple[list[Any], bool]:
+    """The deployer's roles at `target`, and whether a condition limits what may be granted with them."""
+    client = azure.authorization
+    assigned = list(client.role_assignments.list_for_scope(listed, filter=f"assignedTo('{azure.principal}')"))
+    here = [one for one in assigned if _covers(one.scope, target)]
+    ids = dict.fromkeys(one.role_definition_id for one in here)
+    conditional = any(one.condition and "roleAssignments" in one.condition for one in here)
+    return [client.role_definitions.get_by_id(id_) for id_ in ids], conditional
 
 
 def _grant_command(principal: str, scope: str, lacking: Sequence[str]) -> str:
@@ -167,10 +174,16 @@ def _covers(scope: str, target: str) -> bool:
 def _grants(permission: Any, action: str) -> bool:
     """https://learn.microsoft.com/azure/role-based-access-control/role-definitions: wildcards, case does not count."""
 
-    def matches(patterns: list[str] | None) -> bool:
-        return any(fnmatch.fnmatchcase(action.lower(), pattern.lower()) for pattern in patterns or ())
+    return _matches(action, permission.actions) and not _matches(action, permission.not_actions)
 
-    return matches(permission.actions) and not matches(permission.not_actions)
+
+def _grants_data(permission: Any, action: str) -> bool:
+    """The same of what is inside a resource: a cluster's objects."""
+    return _matches(action, permission.data_actions) and not _matches(action, permission.not_data_actions)
+
+
+def _matches(action: str, patterns: list[str] | None) -> bool:
+    return any(fnmatch.fnmatchcase(action.lower(), pattern.lower()) for pattern in patterns or ())
 
 
 def _providers(plan: StackPlan, azure: ResourceManager) -> Iterator[Result]:
@@ -206,7 +219,7 @@ def _existing_cluster(plan: StackPlan, cluster: ExistingClusterPlan, azure: Reso
             remedy = "Correct existing-cluster.id, or ask its owner for Reader on it."
             yield result(Status.PROBLEM, f"cluster {cluster.name} is not there for this sign-in", remedy)
             return
-        objections = list(_objections(plan, cluster, found))
+        objections = [*_objections(plan, cluster, found), *_locked_out(cluster, found, azure)]
     yield from (result(*objection) for objection in objections)
     if not objections:
         yield result(Status.OK, f"cluster {cluster.name} is as the plan needs it")
@@ -245,6 +258,22 @@ def _objections(plan: StackPlan, cluster: ExistingClusterPlan, found: Any) -> It
     if plan.name_policies and _word(getattr(network, "network_dataplane", None)) != "cilium":
         remedy = "Delete existing-cluster.fqdn-policies."
         yield Status.PROBLEM, f"cluster {name} has no Cilium, and so no policies by name", remedy
+
+
+def _locked_out(cluster: ExistingClusterPlan, found: Any, azure: ResourceManager) -> Iterator[tuple[Status, str, str]]:
+    """Where Azure decides who may write what in the cluster: whether the deployer may."""
+    if not getattr(found.properties.aad_profile, "enable_azure_rbac", False) or cluster.id is None:
+        return
+    roles, _ = _held(azure, cluster.id, cluster.id)
+    lacking = [
+        action
+        for action in needs.IN_CLUSTER
+        if not any(_grants_data(permission, action) for role in roles for permission in role.permissions)
+    ]
+    if lacking:
+        role, principal = "Azure Kubernetes Service RBAC Cluster Admin", azure.principal
+        remedy = f'Ask for it: az role assignment create --assignee {principal} --role "{role}" --scope {cluster.id}'
+        yield Status.PROBLEM, f"{principal} may not write in cluster {cluster.name}: {', '.join(lacking)}", remedy
 
 
 def _kubernetes(cluster: ClusterPlan, azure: ResourceManager, existing: Existing) -> Iterator[Result]:

@@ -42,6 +42,13 @@ BUDGET = ("Microsoft.Consumption/budgets",)
 #: What is done to resources beside reading, writing and deleting them.
 CREDENTIALS = "Microsoft.ContainerService/managedClusters/listClusterUserCredential/action"
 ASSIGN = "Microsoft.ManagedIdentity/userAssignedIdentities/assign/action"
+#: Of a cluster's objects, those that a stack makes which the fewest roles allow.
+#: https://learn.microsoft.com/azure/aks/entra-id-authorization
+IN_CLUSTER = (
+    "Microsoft.ContainerService/managedClusters/namespaces/write",
+    "Microsoft.ContainerService/managedClusters/scheduling.k8s.io/priorityclasses/write",
+    "Microsoft.ContainerService/managedClusters/apps/deployments/write",
+)
 GRANT = "Microsoft.Authorization/roleAssignments/write"
 #: Of a subnet that is not the stack's: https://learn.microsoft.com/azure/aks/concepts-identity
 JOIN = "Microsoft.Network/virtualNetworks/subnets/join/action"

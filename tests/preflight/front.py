@@ -31,8 +31,10 @@ DIGEST = "sha256:" + "ab" * 32
 HF_TOKEN = "secret-of-the-hub-0123456789"  # noqa: S105  made up, and without the prefix that is hidden anyway
 OWNER, CONTRIBUTOR = "8e3af657-a8ff-443c-a75c-2fe8c4bcb635", "b24988ac-6180-42a0-ab88-20f7382dd24c"
 ACCESS_ADMINISTRATOR = "f58310d9-a9f6-439a-9e8d-f62e7b41a168"
+RBAC_CLUSTER_ADMIN = "b1ff04bb-8a4e-4dc4-8eb5-8693973ce19b"
 #: Microsoft Learn, Azure built-in roles.
 ROLES = {
+    RBAC_CLUSTER_ADMIN: ("Azure Kubernetes Service RBAC Cluster Admin", ["*/read"], []),
     OWNER: ("Owner", ["*"], []),
     CONTRIBUTOR: (
         "Contributor",
@@ -224,7 +226,8 @@ class Front:
 
     def _role(self, role: str, **_: Any) -> Json:
         name, actions, not_actions = ROLES[role]
-        permissions = [{"actions": actions, "notActions": not_actions, "dataActions": [], "notDataActions": []}]
+        inside = ["Microsoft.ContainerService/managedClusters/*"] if role == RBAC_CLUSTER_ADMIN else []
+        permissions = [{"actions": actions, "notActions": not_actions, "dataActions": inside, "notDataActions": []}]
         return {"name": role, "properties": {"roleName": name, "type": "BuiltInRole", "permissions": permissions}}
 
     def _provider(self, namespace: str, **_: Any) -> Json:

@@ -26,6 +26,7 @@ from tests.preflight.front import (
     OWNER,
     PATIENCE,
     PRINCIPAL,
+    RBAC_CLUSTER_ADMIN,
     REGION,
     SILENT,
     SUBSCRIPTION,
@@ -352,6 +353,15 @@ def test_what_a_cluster_lacks_is_told_with_what_its_owner_does(
     problem = only(on_theirs(front, **properties)["cluster"], status)
     assert words in problem.message
     assert problem.remedy
+
+
+def test_whoever_may_make_pools_may_not_write_in_the_cluster_by_that_alone(front: Front) -> None:
+    azures = {"managed": True, "enableAzureRBAC": True}
+    problem = only(on_theirs(front, aadProfile=azures)["cluster"], Status.PROBLEM)
+    assert "may not write in cluster platform: Microsoft.ContainerService/managedClusters/namespaces" in problem.message
+    assert f'--role "Azure Kubernetes Service RBAC Cluster Admin" --scope {THEIRS}' in problem.remedy
+    front.assigned.append((THEIRS, RBAC_CLUSTER_ADMIN, None))
+    assert on_theirs(front, aadProfile=azures)["cluster"][0].status is Status.OK
 
 
 def test_names_are_not_filtered_without_cilium(front: Front) -> None:
