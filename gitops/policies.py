@@ -6,7 +6,7 @@ from pathlib import Path
 
 from planning.diff_page import escaped
 from policy import rules
-from policy.rules import Outcome, Resource, Stack
+from policy.rules import Outcome, Resource, Stack, Violation
 from sandbox.__main__ import read_config
 from sandbox.engine import Recording, record
 from sandbox.values import masked
@@ -38,19 +38,35 @@ def of_recording(recording: Recording) -> Stack:
 
 
 def block(outcomes: list[Outcome]) -> str:
-    """Markdown: every policy, and how many resources it has looked at."""
-    lines = ["### Policies", "", "| | looked at | |", "|---|---:|---|"]
-    for outcome in outcomes:
-        texts = [f"**{each.resource or 'the stack'}** {each.message}" for each in outcome.violations]
-        texts += [f"exempted: {each.resource or 'the stack'} {each.message} ({why})" for each, why in outcome.exempted]
-        holds = "holds" if outcome.subjects else "nothing to look at"
+    """Markdown: what is broken or exempted, then, folded, every policy and how many resources it has looked at."""
+    told = [outcome for outcome in outcomes if outcome.violations or outcome.exempted]
+    holding = sum(1 for outcome in outcomes if outcome.subjects and outcome not in told)
+    lines = ["### Policies", ""]
+    for outcome in told:
         mark = "🛑 " if outcome.refuses else "⚠️ " if outcome.violations else ""
-        name = outcome.rule.name
-        lines.append(f"| {mark}{name} | {outcome.subjects} | {'<br>'.join(map(escaped, texts)) or holds} |")
+        texts = [_words(each) for each in outcome.violations]
+        texts += [f"exempted: {_words(each)} ({why})" for each, why in outcome.exempted]
+        lines += [f"- {mark}{outcome.rule.name}: {escaped(text)}" for text in texts]
+    lines += [
+        "",
+        f"<details><summary>{holding} of {len(outcomes)} hold</summary>",
+        "",
+        "| | looked at | |",
+        "|---|---:|---|",
+    ]
+    for outcome in outcomes:
+        state = "holds" if outcome.subjects else "nothing to look at"
+        lines.append(f"| {outcome.rule.name} | {outcome.subjects} | {'see above' if outcome in told else state} |")
+    lines += ["", "</details>"]
     refusing = [outcome.rule.name for outcome in outcomes if outcome.refuses]
     if refusing:
         lines += ["", f"**Refused by {', '.join(refusing)}.** docs/policies.md says why each is there."]
     return "\n".join(lines)
+
+
+def _words(violation: Violation) -> str:
+    """The message, and whose it is; where that is the stack itself, the message says so."""
+    return f"{violation.resource}: {violation.message}" if violation.resource else violation.message
 
 
 def check(root: Path, stack: str) -> list[Outcome]:

@@ -205,7 +205,7 @@ def _verdict(before: Side, after: Side, consequences: Sequence[Consequence]) -> 
         yield from _summary(after.plan)
         return
     said = [each.sentence for each in consequences if each.kind not in (Kind.NONE, Kind.IN_PLACE)]
-    said += [*_news(before.plan, after.plan), *_endpoint(before.plan, after.plan)]
+    said += [*_uploads(before.plan, after.plan), *_news(before.plan, after.plan), *_endpoint(before.plan, after.plan)]
     said += _exposure(before.plan, after.plan)
     yield from said or [NOTHING]
     yield from (each.sentence for each in consequences if each.kind is Kind.IN_PLACE)
@@ -214,6 +214,17 @@ def _verdict(before: Side, after: Side, consequences: Sequence[Consequence]) -> 
 
 def _summary(plan: Document) -> Iterable[str]:
     return plan.get("verdict", ())
+
+
+def _uploads(old: Document, new: Document) -> Iterator[str]:
+    """Jobs that copy weights before replicas of a new commit can start."""
+    there = {upload["model_path"] for upload in old.get("uploads", ())}
+    startup = {model["name"]: model["startup"] for model in new["models"]}
+    for upload in new.get("uploads", ()):
+        if upload["model_path"] not in there:
+            name = upload["model"]
+            minutes = _minutes(startup[name]["upload_seconds"])
+            yield f"{name}: first its weights are uploaded to the storage account, about {minutes} minutes."
 
 
 def _news(old: Document, new: Document) -> Iterator[str]:
@@ -680,7 +691,7 @@ MODEL_LINES: tuple[tuple[str, Say], ...] = (
     ("Price of tokens", _token_price),
     ("GPU memory unused", lambda m: f"{_unused(m):.1f} GiB of each"),
     ("Weights", _weights),
-    ("Image", lambda m: m["image"]["reference"]),
+    ("Image", lambda m: _image(m["image"])),
     ("Start-up", _start),
     ("Start-up probe", _probe),
     ("Pod", _pod),
@@ -710,7 +721,13 @@ def _cluster_words(plan: Document) -> str:
 
 
 def _device_plugin(plan: Document) -> str:
-    return plan["device_plugin"]["image"]["reference"] if plan["device_plugin"] else "the cluster's own"
+    return _image(plan["device_plugin"]["image"]) if plan["device_plugin"] else "the cluster's own"
+
+
+def _image(image: Document) -> str:
+    """With as much of its digest as tells two apart: whole, it makes a table too wide to be read."""
+    name, at, digest = image["reference"].partition("@sha256:")
+    return f"{name}{at}{digest[:12]}"
 
 
 def _images(plan: Document) -> str:
@@ -767,7 +784,7 @@ STACK_LINES: tuple[tuple[str, Say], ...] = (
 #: What the lines above, the command line, the findings and the settings show already, or what only follows from it.
 SHOWN = (
     *("stack", "environment", "needs_hf_token", "has_hf_token", "gpu_pools", "cost", "quota", "findings"),
-    *("deployable", "verdict", "headline", "quota_vcpus", "next_steps", "device_plugin.image"),
+    *("deployable", "verdict", "headline", "quota_vcpus", "next_steps", "device_plugin.image", "uploads"),
     *("cluster.location", "cluster.kubernetes_version", "cluster.sku_tier", "cluster.protect", "cluster.api_server"),
     *("cluster.id", "cluster.has_resource_group", "namespace", "registry"),
     *("cluster.budget.usd_per_month", "edge.public", "edge.host", "edge.tls_secret", "edge.keys", "placements"),
@@ -782,6 +799,7 @@ SHOWN_OF_MODEL = (
         "memory",
         "asked",
         "image",
+        "weights.before.image",
         "command",
         "args",
         "env",

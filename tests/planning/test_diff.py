@@ -155,6 +155,14 @@ CHANGES = (
         never=("Nothing changes",),
     ),
     Change(
+        id="another commit, with weights in the storage account",
+        before=with_(PROD, weights={"source": "azure-blob"}),
+        after=with_(PROD, weights={"source": "azure-blob"}, revision="b" * 40),
+        kind=Kind.ROLLING,
+        says=("model: first its weights are uploaded to the storage account, about 13 minutes.",),
+        never=("Nothing changes",),
+    ),
+    Change(
         id="routes closed",
         before=with_(PROD, edge={"keys": {"a": {"sha256": "1" * 64}}}),
         after=with_(PROD, edge={"keys": {"a": {"sha256": "1" * 64}}, "paths": ["/v1/models", "/v1/responses"]}),
