@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import pytest
 
-from planning import stack_file
+from planning import existing_cluster, stack_file
 from planning.existing_cluster import ExistingClusterPlan
 from planning.findings import InvalidStack, Severity
 from planning.plan import StackPlan, read_and_decide
+from planning.settings import GpuNodes, NetworkSettings, Settings
 
 SUBSCRIPTION = "/subscriptions/00000000-0000-0000-0000-000000000000"
 ID = f"{SUBSCRIPTION}/resourceGroups/rg-platform/providers/Microsoft.ContainerService/managedClusters/platform"
@@ -189,3 +190,17 @@ def test_two_stacks_of_one_cluster_share_no_name_that_is_one_in_the_whole_cluste
     here, there = decided(BY_ID), decided(BY_ID, "existing-cluster.namespace=chat")
     assert here.namespace != there.namespace
     assert not {each.name for each in here.priorities} & {each.name for each in there.priorities}
+
+
+#: Settings that mean the same on a cluster of somebody else's, or are refused there for a reason of their own.
+APPLY = {
+    *("location", "environment", "models", "gpu_nodes", "existing_cluster", "kubeconfig", "kubelogin", "protect"),
+    *("max_answer_tokens", "hf_token", "registry", "network", "tags", "edge", "flat"),
+}
+
+
+def test_of_every_setting_it_is_decided_whose_it_is() -> None:
+    """A new one that means a cluster of the stack's own would else do nothing, and say nothing."""
+    assert set(Settings.model_fields) - set(existing_cluster._OWNERS) == APPLY
+    assert set(NetworkSettings.model_fields) - set(existing_cluster._OWNERS_NETWORK) == {"subnet_id"}
+    assert set(GpuNodes.model_fields) - set(existing_cluster._OWNERS_NODES) == {"min", "max"}
