@@ -158,6 +158,11 @@ def findings(
     ]
     if cluster.id:
         needs += [f"region {cluster.location}", "sign-in with Entra ID, and a deployer who may write in all of it"]
+        needs += (
+            ["no other device plugin on these nodes (else existing-cluster.device-plugin: false)"]
+            if wants_device_plugin(asked)
+            else ["a device plugin of NVIDIA's that tolerates nvidia.com/gpu"]
+        )
         needs += ["the right to join the subnet for the cluster's identity"] if cluster.subnet_id else []
         needs += ["an OIDC issuer and workload identity, for the weights"] if streams else []
         reserved = any(pool.capacity_reservation_group for pool in pools)

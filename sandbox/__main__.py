@@ -464,8 +464,15 @@ class Command:
             f"make status{stack}   # workloads and outputs",
             f'make preview{stack} SET="max-model-len=32768"   # what another setting would change',
             f"make down{stack}   # remove everything, processes and state included",
-            f"KUBECONFIG=.sandbox/{self.stack}/control-plane/admin.kubeconfig kubectl get pods -A",
+            f"KUBECONFIG={self._admin()} kubectl get pods -A",
         ]
+
+    def _admin(self) -> str:
+        """The kubeconfig, as a person here types it, of the cluster that the stack is in."""
+        azure = self._azure("")
+        if azure.cluster() is None:
+            return os.environ.get(KUBECONFIG_FILE, "")
+        return str((azure.plane().folder / "admin.kubeconfig").relative_to(ROOT.resolve()))
 
     def _workloads(self, state: Sequence[ResourceState]) -> list[dict[str, Any]]:
         found = [r for r in state if r.type in WORKLOADS and r.id]

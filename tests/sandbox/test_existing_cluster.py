@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -143,6 +144,13 @@ def test_a_guest_adds_a_pool_and_a_namespace_and_leaves_the_cluster_as_it_was(
     project.run("destroy", "--stack", "guest")
     assert names(project) == host
     assert project.run("status")["workloads"], "the other stack still serves"
+
+
+def test_a_guest_is_told_where_the_cluster_is(project: Project, host: dict[str, set[str]]) -> None:
+    command = [part for part in project.command("up", "--stack", "guest") if part not in ("--format", "json")]
+    done = subprocess.run(command, cwd=project.folder, capture_output=True, text=True, timeout=240, env=QUICK)
+    assert done.returncode == 0, done.stderr
+    assert "KUBECONFIG=.sandbox/sandbox/control-plane/admin.kubeconfig kubectl get pods -A" in done.stdout
 
 
 def test_a_guest_whose_cluster_is_gone_can_still_be_removed(project: Project, host: dict[str, set[str]]) -> None:
