@@ -119,9 +119,16 @@ def verify(tool: Tool, plan: dict[str, Any], say: Say) -> Iterator[str]:
     if kubeconfig is None:
         yield "the stack gives out no kubeconfig"
         return
-    cluster = Cluster(kubeconfig, plan["namespace"])
+    try:
+        cluster = Cluster(kubeconfig, plan["namespace"])
+    except ClusterError as error:
+        yield str(error)
+        return
     for model in plan["models"]:
-        wrong = list(cluster.differences(model))
+        try:
+            wrong = list(cluster.differences(model))
+        except ClusterError as error:
+            wrong = [f"{model['name']}: what runs is unknown: {error}"]
         yield from wrong
         if wrong:
             continue
@@ -149,15 +156,25 @@ def _put_back(tool: Tool, planned: preview.Preview, commit: str, reason: str, sa
     if good is None or good == commit:
         return f"{reason}\nNot rolled back: there is no earlier revision on record. See docs/roll-back.md."
     say(f"rolling back to {good[:12]}")
+    try:
+        wrong = _again(tool, good, say, patience)
+    except (DeployError, OSError, subprocess.CalledProcessError) as error:
+        wrong = [str(error)]
+    if wrong:
+        return "\n".join([reason, f"The roll-back to {good[:12]} failed too:", *wrong])
+    return f"{reason}\nRolled back to {good[:12]}, which runs again."
+
+
+def _again(tool: Tool, good: str, say: Say, patience: float) -> list[str]:
+    """Deploy an earlier commit; what is wrong then."""
     with checkout(tool.folder, good) as folder:
         former = tool.at(folder)
         plan = report(former)
         watched = update(former, plan, say, patience=patience)
         wrong = [watched.reason] if watched.reason else list(verify(former, plan, say))
-        if wrong:
-            return "\n".join([reason, f"The roll-back to {good[:12]} failed too:", *wrong])
-        former.deployed(good)
-    return f"{reason}\nRolled back to {good[:12]}, which runs again."
+        if not wrong:
+            former.deployed(good)
+        return wrong
 
 
 @contextmanager

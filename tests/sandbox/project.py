@@ -16,7 +16,18 @@ from typing import Any
 from kubernetes import client, config
 
 ROOT = Path(__file__).parents[2]
-ROOMS = ("__main__.py", "Pulumi.yaml", "planning", "components", "pod", "presets", "stacks", "sandbox")
+ROOMS = (
+    "__main__.py",
+    "Pulumi.yaml",
+    "planning",
+    "components",
+    "pod",
+    "presets",
+    "stacks",
+    "sandbox",
+    "gitops",
+    "policy",
+)
 STATE = ".sandbox/sandbox"
 QUICK = {**os.environ, "AKS_VLLM_POD_READY_SECONDS": "0.5"}
 
@@ -78,7 +89,7 @@ def drift(refreshed: Any) -> dict[str, list[str]]:
 @contextlib.contextmanager
 def copied(folder: Path) -> Generator[Project]:
     """A copy of the project; its sandbox, if it made one, is gone at the end."""
-    ignore = shutil.ignore_patterns("__pycache__")
+    ignore = shutil.ignore_patterns("__pycache__", "venv")
     for room in ROOMS:
         source = ROOT / room
         if source.is_dir():
