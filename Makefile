@@ -61,7 +61,7 @@ test: $(READY) ## all tests; the first run builds the control plane, about ten m
 	@$(RUN) -m pytest --numprocesses 2 --dist loadfile -m "not engine and not edge and not rehearsal" $(ARGS)
 
 test-engine: $(READY) ## the rehearsal, a real HAProxy, and vLLM's own code on the CPU: a quarter of an hour, and 6 GB the first time
-	@$(RUN) -m pytest -m "engine or edge or rehearsal" -s $(or $(ARGS),tests/gitops tests/edge tests/engine tests/serving)
+	@$(RUN) -m pytest -m "engine or edge or rehearsal" -s $(or $(ARGS),tests/sandbox tests/edge tests/engine tests/serving)
 
 engine-contract: $(READY) ## make the folder of a vLLM from its own code: make engine-contract VERSION=0.33.0
 	@$(RUN) tests/engine/contract.py $(or $(VERSION),$(error VERSION=0.33.0 names the vLLM whose folder is made))
