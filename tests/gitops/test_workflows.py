@@ -49,8 +49,16 @@ def test_every_action_of_somebody_else_is_pinned_by_commit(path: Path) -> None:
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
 def test_there_is_no_stored_secret(path: Path) -> None:
-    assert "secrets." not in path.read_text(), "OIDC needs none, and one that is there can leak"
-    assert "pull_request_target" not in path.read_text(), "it would run a fork's code with this repository's rights"
+    read = re.findall(r"\$\{\{[^}]*\bsecrets\b[^}]*\}\}|^\s*secrets:.*", path.read_text(), re.MULTILINE)
+    assert read == [], "OIDC needs none, and one that is there can leak"
+
+
+def test_nothing_starts_with_this_repositorys_rights_on_a_forks_word() -> None:
+    """Such as pull_request_target, workflow_run or issue_comment."""
+    for path in WORKFLOWS:
+        # YAML 1.1 reads the key `on` as true.
+        started = set(load(path)[True])
+        assert started <= {"pull_request", "push", "schedule", "workflow_call", "workflow_dispatch"}, path.name
 
 
 def test_a_job_may_do_what_it_needs_and_no_more() -> None:
@@ -72,6 +80,21 @@ def test_a_job_that_signs_in_runs_in_an_environment_and_never_for_a_fork() -> No
         assert job["environment"], f"{workflow}/{name}: an environment has reviewers, a job has none"
         if workflow == "preview":
             assert "head.repo.full_name == github.repository" in job["if"]
+
+
+def test_what_a_fork_can_start_reads_this_repository_and_nothing_else() -> None:
+    started = []
+    for workflow, name, job in jobs():
+        triggers = load(ROOT / ".github/workflows" / f"{workflow}.yaml")[True]
+        if "pull_request" not in triggers or "head.repo.full_name == github.repository" in job.get("if", ""):
+            continue
+        started.append(f"{workflow} / {name}")
+        assert job["permissions"] == {"contents": "read"}, f"{workflow}/{name}"
+        assert "environment" not in job, f"{workflow}/{name}: an environment may hold secrets"
+        assert job["runs-on"] == "ubuntu-24.04", f"{workflow}/{name}: a fork's code on a runner inside the network"
+        assert "github.token" not in str(job), f"{workflow}/{name}"
+        assert "vars." not in str(job), f"{workflow}/{name}: names of subscriptions and accounts"
+    assert started == ["ci / test", "ci / engine", "preview / stacks", "preview / plan"]
 
 
 def test_every_job_ends_and_no_stack_is_updated_twice_at_once() -> None:
@@ -109,3 +132,21 @@ def test_the_table_in_the_docs_has_every_job() -> None:
     for workflow, name, _ in jobs():
         if workflow != "deploy":
             assert re.search(rf"\| [^|]*{workflow}[^|]*{name}", text), f"{workflow}/{name}"
+
+
+def test_the_table_of_permissions_in_the_docs_is_that_of_the_workflows() -> None:
+    text = (ROOT / "docs" / "pipeline.md").read_text()
+    rights = ("contents", "id-token", "pull-requests", "issues")
+    documented = {}
+    for row in re.findall(r"^\| (?:deploy → )?(\w+) / ([\w, ]+) \| (read .*) \|$", text, re.MULTILINE):
+        workflow, names, cells = row[0], row[1].split(", "), row[2].split(" | ")
+        for name in names:
+            given = {right: cell for right, cell in zip(rights, cells, strict=False) if cell != "–"}
+            documented[workflow, name] = (given, cells[4].strip("`"), cells[5].startswith("runs, with no secret"))
+    found = {}
+    for workflow, name, job in jobs():
+        if "uses" in job:  # has the rights of the workflow that it calls
+            continue
+        environment = re.sub(r"\$\{\{ \w+\.stack \}\}", "STACK", job.get("environment", "–"))
+        found[workflow, name] = (job["permissions"], environment, "id-token" not in job["permissions"])
+    assert documented == found
