@@ -7,7 +7,7 @@ READY := .venv/.ready
 OVERRIDES = $(foreach pair,$(SET),--set '$(pair)')
 
 .DEFAULT_GOAL := help
-.PHONY: help up down preview status plan diff preflight fit size fit-serving presets pin test test-engine engine-contract check format bench picture models clean requirements
+.PHONY: help benchmark up down preview status plan diff preflight fit size fit-serving presets pin test test-engine engine-contract check format bench picture models clean requirements
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-15s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -47,6 +47,9 @@ presets: $(READY) ## the models there are presets for
 
 rehearse: $(READY) ## preview, deploy, verify and roll back on this machine: make rehearse STACK=prod SET="max-model-len=65536"
 	@$(RUN) -m gitops rehearse $(if $(filter command line,$(origin STACK)),--stack $(STACK)) $(OVERRIDES)
+
+benchmark: $(READY) ## measure what a stack serves, beside the prediction: make benchmark STACK=dev (WITH=sandbox: on this machine)
+	@$(RUN) -m gitops benchmark --stack $(STACK) --with $(or $(WITH),$(if $(filter sandbox,$(STACK)),sandbox,pulumi))
 
 policy: $(READY) ## the policies on what a stack declares, offline: make policy STACK=prod
 	@$(RUN) -m gitops policy --stack $(STACK)

@@ -9,6 +9,7 @@ gc.disable()  # importing the SDKs makes objects that all stay: searching them f
 import pulumi
 from pulumi.runtime.config import CONFIG, get_config_env, get_config_secret_keys_env, is_config_secret
 
+from components.benchmark import Benchmarks, BenchmarksArgs
 from components.cluster import Cluster, ClusterArgs
 from components.cluster_care import ClusterCare, ClusterCareArgs
 from components.edge import Edge, EdgeArgs
@@ -65,10 +66,16 @@ models = ModelAccess("models", shared, access.in_cluster)
 store, uploads = weights(plan, cluster, models, access.in_cluster)
 reachable = NetworkPoliciesArgs(plans=plan.network_policies, by_name=plan.name_policies, store=store, access=models)
 NetworkPolicies("network", reachable, access.in_cluster)
+serving: list[pulumi.Resource] = []
 for model in plan.models:
     server = ModelServerArgs(plan=model, access=models, store=store, upload=uploads.get(model.weights.model_path))
-    ModelServer(model.name, server, access.in_cluster)
+    serving.append(ModelServer(model.name, server, access.in_cluster))
 edge = Edge("edge", EdgeArgs(plan=plan.edge, access=models), access.in_cluster)
+
+if plan.benchmarks:
+    key = pulumi.Config().get_secret("benchmark-key")
+    asked = BenchmarksArgs(plans=plan.benchmarks, access=models, key=key, after=[*serving, edge])
+    pulumi.export("benchmarks", Benchmarks("benchmark", asked, access.in_cluster).outcomes)
 
 # Export.
 pulumi.export("endpoints", edge.urls)

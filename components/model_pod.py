@@ -91,9 +91,9 @@ def task_container(
     task: TaskPlan, access: ModelAccess, account: pulumi.Output[str] | None, *, weights: bool = False
 ) -> core.v1.ContainerArgs:
     """A container that runs once. The token is mounted here and nowhere else: it listens to nobody."""
-    mounts = [*_mounts({"home": HOME, "tmp": "/tmp"}), _read_only("program", PROGRAM)]  # noqa: S108  in the pod
+    mounts = [*scratch({"home": HOME, "tmp": "/tmp"}), read_only("program", PROGRAM)]  # noqa: S108  in the pod
     mounts += [core.v1.VolumeMountArgs(name="weights", mount_path=WEIGHTS)] if weights else []
-    mounts += [_read_only("token", TOKEN_FILE)] if _with_token(task, access) else []
+    mounts += [read_only("token", TOKEN_FILE)] if _with_token(task, access) else []
     return core.v1.ContainerArgs(
         name=task.name,
         image=task.image.reference,
@@ -102,7 +102,7 @@ def task_container(
         env=[*_env(task.env), *_account(account)],
         # The last words of its log are why it failed: `kubectl describe` shows them.
         termination_message_policy="FallbackToLogsOnError",
-        security_context=_unprivileged(),
+        security_context=unprivileged(),
         volume_mounts=mounts,
     )
 
@@ -146,11 +146,11 @@ def _server(plan: ModelPlan, account: pulumi.Output[str] | None) -> core.v1.Cont
             pre_stop=core.v1.LifecycleHandlerArgs(sleep=core.v1.SleepActionArgs(seconds=plan.rollout.pre_stop_seconds))
         ),
         resources=_resources(plan),
-        security_context=_unprivileged(),
+        security_context=unprivileged(),
         volume_mounts=[
             *([core.v1.VolumeMountArgs(name="weights", mount_path=WEIGHTS, read_only=True)] if weights else []),
             core.v1.VolumeMountArgs(name="shm", mount_path="/dev/shm"),  # noqa: S108  a mount point in the pod
-            *_mounts({"cache": plan.env["VLLM_CACHE_ROOT"], "home": HOME, "tmp": "/tmp"}),  # noqa: S108  in the pod
+            *scratch({"cache": plan.env["VLLM_CACHE_ROOT"], "home": HOME, "tmp": "/tmp"}),  # noqa: S108  in the pod
         ],
     )
 
@@ -172,7 +172,7 @@ def _resources(plan: ModelPlan) -> core.v1.ResourceRequirementsArgs:
     return core.v1.ResourceRequirementsArgs(requests={**fixed, "cpu": str(wanted.cpu)}, limits=fixed)
 
 
-def _unprivileged() -> core.v1.SecurityContextArgs:
+def unprivileged() -> core.v1.SecurityContextArgs:
     """What Pod Security "restricted" asks of a container. The root stays writable: NVIDIA's CDI hook writes to it."""
     return core.v1.SecurityContextArgs(
         allow_privilege_escalation=False, capabilities=core.v1.CapabilitiesArgs(drop=["ALL"])
@@ -187,12 +187,12 @@ def _account(name: pulumi.Output[str] | None) -> list[core.v1.EnvVarArgs]:
     return [] if name is None else [core.v1.EnvVarArgs(name=STORAGE_ACCOUNT, value=name)]
 
 
-def _mounts(places: Mapping[str, str]) -> list[core.v1.VolumeMountArgs]:
+def scratch(places: Mapping[str, str]) -> list[core.v1.VolumeMountArgs]:
     """One volume, one limit, for compile caches, HOME (Triton and FlashInfer compile there) and temporary files."""
     return [core.v1.VolumeMountArgs(name="scratch", sub_path=sub, mount_path=at) for sub, at in places.items()]
 
 
-def _read_only(volume: str, file: str) -> core.v1.VolumeMountArgs:
+def read_only(volume: str, file: str) -> core.v1.VolumeMountArgs:
     return core.v1.VolumeMountArgs(name=volume, mount_path=str(Path(file).parent), read_only=True)
 
 

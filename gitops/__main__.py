@@ -17,7 +17,7 @@ from pathlib import Path
 from gitops import comment, preview
 from planning import diff, diff_page, revision, stack_file
 from planning.diff_page import escaped
-from planning.findings import without_tokens
+from planning.findings import InvalidStack, without_tokens
 
 ROOT = Path(__file__).parents[1]
 
@@ -87,6 +87,11 @@ def _parser() -> argparse.ArgumentParser:
         "--set", action="append", metavar="KEY=VALUE", help="the change (default: max-model-len=65536)"
     )
     rehearsed.add_argument("--keep", action="store_true", help="leave the copy and its sandbox for a look")
+
+    measured = command("benchmark", _benchmark, "measure what the stack serves, beside what the plan predicts")
+    measured.add_argument("--stack", required=True, help="stacks/Pulumi.STACK.yaml")
+    measured.add_argument("--with", dest="tool", choices=("pulumi", "sandbox"), required=True, help="what updates it")
+    measured.add_argument("--format", choices=("text", "markdown", "json"), default="text")
 
     backend = command("backend", _backend, "the commands that make state and secrets storage in Azure; runs none")
     backend.add_argument("--stack", default="prod", help="(default: %(default)s)")
@@ -237,6 +242,28 @@ def _rehearse(options: argparse.Namespace) -> int:
 
     _known(options.stack)
     return rehearse.rehearse(options.stack, options.set or ["max-model-len=65536"], keep=options.keep)
+
+
+def _benchmark(options: argparse.Namespace) -> int:
+    from gitops import benchmark, tools
+    from sandbox.cluster_api import ClusterError
+
+    _known(options.stack)
+    try:
+        plan = benchmark.planned(options.stack)
+    except InvalidStack as invalid:
+        raise InputError(str(invalid)) from None
+    try:
+        outcomes = benchmark.measure(tools.of(options.tool, options.stack, ROOT), plan, say)
+    except (benchmark.MeasureError, ClusterError) as error:
+        say(str(error))
+        if options.format == "json":
+            print(json.dumps({"error": str(error)}))
+        return 1
+    pages = {"text": benchmark.as_text, "markdown": benchmark.as_markdown}
+    page = pages.get(options.format)
+    print(page(plan, outcomes) if page else benchmark.as_json(outcomes))
+    return 1 if any(outcome["wrong"] for outcome in outcomes.values()) else 0
 
 
 def _backend(options: argparse.Namespace) -> int:

@@ -17,6 +17,8 @@ request = urllib.request.Request("http://127.0.0.1:%d/v1/completions", body, {"C
 print(json.load(urllib.request.urlopen(request, timeout=120))["choices"][0]["text"])
 """
 ANSWER_SECONDS = 180
+#: The label of a Job's pods. https://kubernetes.io/docs/reference/labels-annotations-taints/#batch-kubernetes-io-job-name
+JOB_NAME = "batch.kubernetes.io/job-name"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -103,6 +105,20 @@ class Cluster:
         if not said:
             raise ClusterError(f"gave no answer: {(failed.splitlines() or ['nothing was said'])[-1]}")
         return said
+
+    def last_words(self, job: str, container: str) -> str:
+        """What a container of a Job's newest pod ended with; "" where it has said nothing, or has not ended."""
+        pods = [pod for pod in self._list("api/v1", "pods") if pod["metadata"].get("labels", {}).get(JOB_NAME) == job]
+        pods.sort(key=lambda pod: pod["metadata"]["creationTimestamp"])
+        statuses = pods[-1].get("status", {}).get("containerStatuses", ()) if pods else ()
+        ended = [each.get("state", {}).get("terminated") or {} for each in statuses if each["name"] == container]
+        return ended[0].get("message", "") if ended else ""
+
+    def annotate_job(self, job: str, name: str, value: str) -> None:
+        """Note something on a Job, beside what is declared of it."""
+        path = f"/apis/batch/v1/namespaces/{self._namespace}/jobs/{job}"
+        body = {"metadata": {"annotations": {name: value}}}
+        self._api.request("PATCH", path, body=body, content_type="application/merge-patch+json")
 
     def _list(self, group: str, kind: str) -> list[Json]:
         return self._api.request("GET", f"/{group}/namespaces/{self._namespace}/{kind}")["items"]

@@ -5,12 +5,16 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+import tempfile
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
+import yaml
+
+from planning import stack_file
 from planning.findings import without_tokens
 
 PREVIEW_MINUTES = 30  # a preview asks every provider; refreshing reads all of Azure
@@ -30,8 +34,8 @@ class Tool(ABC):
         """A JSON document for `gitops.preview.read`. `refresh`: against what is really there, not the state alone."""
 
     @abstractmethod
-    def update(self) -> subprocess.Popen[bytes]:
-        """The update, under way."""
+    def update(self, settings: Sequence[str] = (), *, refresh: bool = False) -> subprocess.Popen[bytes]:
+        """The update, under way. `settings`, as key=value, are for it alone; `refresh`: what is there is read first."""
 
     @property
     @abstractmethod
@@ -67,10 +71,21 @@ class PulumiCli(Tool):
         words = ["preview", "--json", "--non-interactive", *(["--refresh"] if refresh else [])]
         return _document(["pulumi", *words, "--stack", self.stack], self.folder)
 
-    def update(self) -> subprocess.Popen[bytes]:
+    def update(self, settings: Sequence[str] = (), *, refresh: bool = False) -> subprocess.Popen[bytes]:
         # With --json the CLI says that policies refuse, and not which: previews show them by `gitops.policies`.
         words = ["up", "--yes", "--skip-preview", "--non-interactive", "--color", "never", "--policy-pack", "policy"]
+        words += ["--refresh"] if refresh else []
+        words += ["--config-file", str(self._with(settings))] if settings else []
         return subprocess.Popen(["pulumi", *words, "--stack", self.stack], cwd=self.folder)
+
+    def _with(self, settings: Sequence[str]) -> Path:
+        """A copy of the stack file: `--config` would write them into the file itself."""
+        file = self.folder / "stacks" / f"Pulumi.{self.stack}.yaml"
+        # The rest of it, too: by it the secrets are read.
+        document = {**yaml.safe_load(file.read_text()), "config": stack_file.config_of(file, settings)}
+        copy = Path(tempfile.mkdtemp(prefix="aks-vllm-")) / file.name
+        copy.write_text(yaml.safe_dump(document))
+        return copy
 
     @property
     def last_words(self) -> str:
@@ -115,11 +130,16 @@ class Sandbox(Tool):
             return _document(self._command("refresh"), self.folder)
         return _document(self._command("preview"), self.folder)
 
-    def update(self) -> subprocess.Popen[bytes]:
+    def update(self, settings: Sequence[str] = (), *, refresh: bool = False) -> subprocess.Popen[bytes]:
         self._share_state()
+        if refresh:
+            _document(self._command("refresh"), self.folder)
         self._log.parent.mkdir(parents=True, exist_ok=True)
         with self._log.open("wb") as log:
-            return subprocess.Popen(self._command("up"), cwd=self.folder, stdout=subprocess.DEVNULL, stderr=log)
+            words = [part for setting in settings for part in ("--set", setting)]
+            return subprocess.Popen(
+                [*self._command("up"), *words], cwd=self.folder, stdout=subprocess.DEVNULL, stderr=log
+            )
 
     @property
     def last_words(self) -> str:

@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 #: The labels that tell the namespace's pods apart; the components that declare them use these.
 ENGINE = {"app.kubernetes.io/name": "vllm"}
 EDGE = {"app.kubernetes.io/name": "vllm-edge"}
+BENCHMARK = {"app.kubernetes.io/name": "vllm-benchmark"}
 UPLOAD = {"app.kubernetes.io/name": "weights-upload"}
 
 DNS_PORT = 53
@@ -107,7 +108,13 @@ def replicas_of(model: str) -> dict[str, str]:
 
 
 def network_policies(
-    *, engine_port: int, edge_port: int, edge_metrics_port: int, downloading: Sequence[str], uploads: bool
+    *,
+    engine_port: int,
+    edge_port: int,
+    edge_metrics_port: int,
+    downloading: Sequence[str],
+    uploads: bool,
+    benchmark: bool = False,
 ) -> tuple[NetworkPolicyPlan, ...]:
     """The policies of the models' namespace; `downloading` are the models whose replicas fetch weights from the Hub."""
     engine, metrics = (("TCP", engine_port),), (("TCP", edge_metrics_port),)
@@ -147,6 +154,19 @@ def network_policies(
             for name, pods in (
                 *((f"weights-{model}", replicas_of(model)) for model in downloading),
                 *((("weights-upload", UPLOAD),) if uploads else ()),
+                *((("benchmark-tokenizer", BENCHMARK),) if benchmark else ()),
             )
+        ),
+        *(
+            (
+                NetworkPolicyPlan(
+                    name="benchmark",
+                    why="The benchmark asks the edge, as clients do.",
+                    pods=BENCHMARK,
+                    egress=(Rule(peers=(Peer(pods=EDGE),), ports=(("TCP", edge_port),)),),
+                ),
+            )
+            if benchmark
+            else ()
         ),
     )

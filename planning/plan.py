@@ -13,6 +13,7 @@ from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 from planning import (
+    benchmark,
     capacity,
     catalogue,
     edge,
@@ -31,6 +32,7 @@ from planning import (
     weight_source,
 )
 from planning import cluster as cluster_plan
+from planning.benchmark import BenchmarkPlan
 from planning.capacity import CostPlan, GpuPoolPlan, QuotaNeed
 from planning.catalogue import Image, Preset, VmSize
 from planning.cluster import ClusterPlan
@@ -130,6 +132,7 @@ class StackPlan:
     name_policies: tuple[NamePolicyPlan, ...]
     weight_store: WeightStorePlan | None  # None: every model is downloaded by its replicas
     uploads: tuple[UploadPlan, ...]
+    benchmarks: tuple[BenchmarkPlan, ...]  # none unless asked for
     cost: CostPlan
     quota: tuple[QuotaNeed, ...]
     findings: tuple[Finding, ...]
@@ -228,6 +231,13 @@ def decide(settings: Settings, *, stack: str, source: str, today: date | None = 
         limit += "service accounts may share an identity of Azure"
         remedy = "divide them over two stacks, or set weights: {source: hugging-face} for some"
         problems.append(Problem(key="aks-vllm:models", value=len(streamed), limit=limit, source=source, remedy=remedy))
+    clash = benchmark.objections(
+        benchmark=settings.benchmark, keys=bool(settings.edge.keys), has_key=settings.benchmark_key
+    )
+    problems += [
+        Problem(key=f"aks-vllm:{key}", value=value, limit=limit, source=source, remedy=remedy)
+        for key, value, limit, remedy in clash
+    ]
     if problems or not pools:
         raise InvalidStack(problems)
     demands = {size: _demands(drafts, size) for size in pools}
@@ -260,7 +270,9 @@ def decide(settings: Settings, *, stack: str, source: str, today: date | None = 
         dns_service_ip=own.network.dns_service_ip if own else None,
         system_taints=cluster_plan.SYSTEM_TAINTS,
     )
+    measured = benchmark.plan_benchmarks(models, front, namespace) if settings.benchmark else ()
     findings = [
+        *benchmark.findings(measured),
         *_steps(settings, models, stack),
         *(replace(finding, subject=model.name) for model in models for finding in model.memory.findings),
         *(finding for draft in drafts for finding in engine.findings(draft.all_options, draft.name)),
@@ -296,12 +308,14 @@ def decide(settings: Settings, *, stack: str, source: str, today: date | None = 
             edge_metrics_port=front.admin_port,
             downloading=[model.name for model in models if model.weights.needs_internet_egress or not by_name],
             uploads=bool(weight_source.uploads(models)),
+            benchmark=settings.benchmark,
         ),
         name_policies=network_policy.name_policies(
             [model.name for model in models if by_name and not model.weights.needs_internet_egress]
         ),
         weight_store=weight_source.store(models),
         uploads=weight_source.uploads(models),
+        benchmarks=measured,
         cost=cost,
         quota=_quota(cluster, gpu_pools),
         findings=tuple(findings),

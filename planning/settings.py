@@ -470,6 +470,17 @@ class Settings(_Described):
         description="Kubeconfig of an existing cluster that the stack may not touch in Azure; always encrypted: "
         "pulumi config set --secret aks-vllm:kubeconfig < kubeconfig. The program sees only whether there is one.",
     )
+    benchmark: bool = Field(
+        default=False,
+        description="Measure what the models serve: a Job for each with vLLM's own benchmark, under the workload of "
+        "the plan. `make benchmark` sets it for one update; docs/measure.md.",
+        examples=[True],
+    )
+    benchmark_key: bool = Field(
+        default=False,
+        description="API key that the benchmark uses, where edge.keys has its SHA-256; always encrypted: "
+        "pulumi config set --secret aks-vllm:benchmark-key. The program sees only whether there is one.",
+    )
     registry: RegistrySettings | None = Field(
         default=None,
         description="A registry of your own, for every image of the stack: docs/registry.md. Default: the public ones.",

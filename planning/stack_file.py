@@ -85,6 +85,8 @@ _TEXTS = (
 _SECRETS = {
     "hf-token": "revoke that token, as it was readable, and run `pulumi config set --secret {key} --stack {stack}`, "
     "which asks for a new one",
+    "benchmark-key": "take that key out of edge.keys, as it was readable, and run `pulumi config set --secret {key} "
+    "--stack {stack}` with another",
     "kubeconfig": "take back whatever signs in with it, as it was readable, and run `pulumi config set --secret {key} "
     "--stack {stack} < kubeconfig` with another",
 }

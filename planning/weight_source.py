@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from planning.catalogue import Image, Preset
@@ -250,6 +250,16 @@ def _from_hugging_face(
         command += ["--exclude", pattern]
     token = {"HF_TOKEN_PATH": TOKEN_FILE} if preset.gated else {}
     return TaskPlan(name=verb, image=image, command=tuple(command), env=_environment() | token, sees_token=preset.gated)
+
+
+#: Whatever holds weights, by the endings of their files.
+WEIGHT_FILES = ("*.safetensors", "*.bin", "*.pt", "*.pth", "*.gguf", "*.onnx", "*.h5", "*.msgpack")
+
+
+def tokenizer(preset: Preset, revision: str | None, image: Image) -> TaskPlan:
+    """Everything of a model but its weights, into WEIGHTS."""
+    task = _from_hugging_face("download", preset, revision, image, WEIGHTS, ("--give-up-after", "600"))
+    return replace(task, command=(*task.command, *(word for each in WEIGHT_FILES for word in ("--exclude", each))))
 
 
 def _blob_path(preset: Preset, revision: str | None) -> str:
