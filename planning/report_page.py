@@ -384,7 +384,8 @@ def serving(model: ModelPlan) -> tuple[Rows | Table, ...]:
     users += "" if found.asked else " (a chat, as no workload is set)"
     decided = found.decided
     if decided is None:
-        why = f"not modelled: {found.not_modelled}\nmeasure it: {found.to_measure}"
+        measure = f"measure it, once it is deployed: make benchmark\nor: {found.to_measure}"
+        why = f"not modelled: {found.not_modelled}\n{measure}"
         return (Rows(rows=(("Load", users), ("Serves", why))),)
     rate = decided.rate
     each = held_tokens(load.input_tokens, load.output_tokens)

@@ -297,7 +297,7 @@ def not_modelled(
 
 
 def to_measure(workload: Workload, model: str = "MODEL") -> str:
-    """vLLM's own command that measures this load against a running server."""
+    """vLLM's own command that measures this load against a running server; `make benchmark` runs it in the cluster."""
     return (
         f"vllm bench serve --backend openai --base-url http://localhost:8000 --model {model} --dataset-name random "
         f"--random-input-len {workload.input_tokens} --random-output-len {workload.output_tokens} --ignore-eos "

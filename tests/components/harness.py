@@ -17,6 +17,8 @@ PRESETS = ("llama-3.3-70b-instruct", "qwen3-8b", "qwen3-235b-a22b-fp8")
 TOKEN = "hf_" + "thisIsNotARealToken" * 2
 TOKEN_KEY = "aks-vllm:hf-token"  # noqa: S105  the key, not the value
 
+SECRET_KEYS = (TOKEN_KEY, "aks-vllm:benchmark-key")
+
 AGENT_POOL = "azure-native:containerservice:AgentPool"
 CLUSTER = "azure-native:containerservice:ManagedCluster"
 RESOURCE_GROUP = "azure-native:resources:ResourceGroup"
@@ -55,7 +57,8 @@ def recorded_preview(stack: str = "test", **settings: Any) -> Recording:
 
 @functools.cache
 def _recorded(stack: str, settings: str) -> Recording:
-    return record(ROOT, stack, stack_config(json.loads(settings)), secret_keys=[TOKEN_KEY])
+    config = stack_config(json.loads(settings))
+    return record(ROOT, stack, config, secret_keys=[key for key in SECRET_KEYS if key in config])
 
 
 def plain_strings(value: Any) -> Iterator[str]:

@@ -44,6 +44,7 @@ ENDS = [
         {"app.kubernetes.io/name": "vllm", "app.kubernetes.io/instance": "model"},
     ),
     End("upload", "10.244.1.6", "vllm", {"app.kubernetes.io/name": "weights-upload"}),
+    End("benchmark", "10.244.0.6", "vllm", {"app.kubernetes.io/name": "vllm-benchmark"}),
     End("a stranger in the namespace", "10.244.1.7", "vllm", {"app": "stranger"}),
     End("DNS", "10.244.0.2", "kube-system", {"k8s-app": "kube-dns"}),
     End("Azure Monitor", "10.244.0.3", "kube-system", {"rsName": "ama-metrics"}),
@@ -138,16 +139,19 @@ def connections() -> Iterator[tuple[End, End, tuple[str, int]]]:
                 yield from ((source, to, port) for port in PORTS)
 
 
+@pytest.mark.parametrize("benchmark", [False, True], ids=["", "benchmark"])
 @pytest.mark.parametrize("source", ["hugging-face", "azure-blob"])
 @pytest.mark.parametrize(("tls", "port"), [(False, 8080), (True, 8443)], ids=["clear text", "TLS"])
 def test_the_declared_policies_let_through_what_the_page_lists_and_no_more(
-    recorded: Record, tls: bool, port: int, source: str
+    recorded: Record, tls: bool, port: int, source: str, benchmark: bool
 ) -> None:
     edge = {"edge": {"tls-secret": "edge-certificate"}} if tls else {}
-    found = policies(recorded(weights={"source": source}, **edge))
+    found = policies(recorded(weights={"source": source}, benchmark=benchmark, **edge))
     # Either the replicas fetch weights or the upload does.
     other = "upload" if source == "hugging-face" else "replica"
     wanted = {one for one in listed(port) if not (one[1] == "internet" and other in one[0])}
+    if not benchmark:
+        wanted = {one for one in wanted if one[0] != "benchmark" or one[1] == "DNS"}
     allowed = {(s.name, to.name, p) for s, to, p in connections() if allows(found, s, to, p)}
     denied = sum(1 for _ in connections()) - len(allowed)
     assert allowed - wanted == set(), "open, and not on the page"

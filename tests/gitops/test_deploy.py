@@ -9,7 +9,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -67,7 +67,7 @@ class PretendedTool(Tool):
         urn = "urn:pulumi:prod::aks-vllm::{0}::{0}"
         return {"resources": [{"urn": urn.format(type_), "op": "update", "diff": ["spec"]} for type_ in types]}
 
-    def update(self) -> subprocess.Popen[bytes]:
+    def update(self, settings: Sequence[str] = (), *, refresh: bool = False) -> subprocess.Popen[bytes]:
         with (self.home / "updates").open("a") as log:
             log.write(f"{json.loads((self.folder / 'commit.json').read_text())['image']}\n")
         return subprocess.Popen([sys.executable, "-SEc", UPDATE, str(self.live)], cwd=self.folder)

@@ -25,11 +25,12 @@ from sandbox.deployment import Op, Step
 from sandbox.engine import Result, RunFailedError
 from tests.components.harness import TOKEN_KEY, stack_config
 from tests.edge import certificates
-from tests.sandbox.faulty import KUBECONFIG, KUBECONFIG_KEY, World
+from tests.sandbox.faulty import KUBECONFIG, SECRET_KEYS, World
 
 #: Fixed, so that budgets and kubernetes versions are judged the same on every day.
 TODAY = date(2026, 11, 26)
 _KEY = {"sha256": "9f86d081884c7d659a2feaa0c55ad015a3bf4f1b2b0b822cd15d6c15b0f00a08"}
+_MEASURED = {"benchmark": True, "edge": {"keys": {"team-a": _KEY}}}
 _BUDGET = {"usd-per-month": 80000, "contacts": ["platform@example.com"], "first-month": "2026-12"}
 _WORKLOAD = {"input-tokens": 1024, "output-tokens": 512, "users": 16}
 _SUBNET = "/subscriptions/00000000-0000-0000-0000-00000000aaaa/resourceGroups/rg-hub/providers/Microsoft.Network"
@@ -44,7 +45,6 @@ _REGISTRY = {
     "/Microsoft.ContainerRegistry/registries/myregistry",
 }
 _STREAMED = {"weights": {"source": "azure-blob"}, "revision": "a" * 40}
-_SECRETS = (TOKEN_KEY, KUBECONFIG_KEY)
 
 
 @dataclass(frozen=True)
@@ -145,6 +145,8 @@ CASES: tuple[Case, ...] = (
     Case("budget.first-month", {"budget": {**_BUDGET, "first-month": "2027-01"}}, {"budget": _BUDGET}),
     Case("tags", {"tags": {"team": "inference"}}),
     Case("edge.access", {"edge": {"access": "public", "keys": {"team-a": _KEY}, "tls-secret": "edge-tls"}}),
+    Case("benchmark", {"benchmark": True}),
+    Case("benchmark-key", {**_MEASURED, "benchmark-key": "another"}, {**_MEASURED, "benchmark-key": "one"}),
     Case("edge.host", {"edge": {"host": "llm.example.com"}}),
     Case("edge.tls-secret", {"edge": {"tls-secret": "edge-tls"}}),
     Case(
@@ -262,8 +264,8 @@ def _said(case: Case) -> tuple[str, bool]:
 
 def _side(settings: Mapping[str, Any]) -> Side:
     config = _config(settings)
-    reading = stack_file.from_pulumi(config, _SECRETS, "test")
-    shown = config | {key: {"secure": "x"} for key in _SECRETS if key in config}
+    reading = stack_file.from_pulumi(config, SECRET_KEYS & config.keys(), "test")
+    shown = {key: {"secure": value} if key in SECRET_KEYS else value for key, value in config.items()}
     try:
         return Side(label="test", config=shown, plan=report.as_json(read_and_decide(reading, TODAY)))
     except InvalidStack as invalid:

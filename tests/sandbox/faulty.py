@@ -26,6 +26,7 @@ from sandbox.values import from_properties, to_properties
 ROOT = Path(__file__).parents[2]
 TOKEN_KEY = "aks-vllm:hf-token"  # noqa: S105  the key, not the value
 KUBECONFIG_KEY, EXISTING_KEY = "aks-vllm:kubeconfig", "aks-vllm:existing-cluster"
+SECRET_KEYS = {TOKEN_KEY, KUBECONFIG_KEY, "aks-vllm:benchmark-key"}
 CONFIG = {
     "azure-native:location": "eastus",
     "aks-vllm:environment": "development",
@@ -200,7 +201,7 @@ class World:
         if verb == "destroy":
             return engine.destroy(self.config)
         run = getattr(engine, verb)
-        secrets = {TOKEN_KEY, KUBECONFIG_KEY} & self.config.keys()
+        secrets = SECRET_KEYS & self.config.keys()
         return run(ROOT / "__main__.py", root=ROOT, config=self.config, secret_keys=secrets)
 
     def _theirs(self) -> Callable[[Path], Plane] | None:

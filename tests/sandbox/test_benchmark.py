@@ -44,7 +44,8 @@ def test_figures_become_a_stacks_output_and_the_next_update_takes_the_job_away(p
         "restartCount": 0,
         "state": {"terminated": ended},
     }
-    core.patch_namespaced_pod_status(pod.metadata.name, namespace, {"status": {"containerStatuses": [status]}})
+    name = client.ApiClient().sanitize_for_serialization(pod)["metadata"]["name"]
+    core.patch_namespaced_pod_status(name, namespace, {"status": {"containerStatuses": [status]}})
 
     tool = Sandbox("sandbox", project.folder, project.folder)
     said: list[str] = []
