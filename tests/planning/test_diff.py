@@ -163,6 +163,22 @@ CHANGES = (
         never=("Nothing changes",),
     ),
     Change(
+        id="weights from the storage account instead of Hugging Face",
+        before=PROD,
+        after=with_(PROD, weights={"source": "azure-blob"}),
+        kind=Kind.ROLLING,
+        says=("model: first its weights are uploaded to the storage account, about 13 minutes.",),
+        never=("Nothing changes",),
+    ),
+    Change(
+        id="the same commit, whose weights are in the storage account already",
+        before=with_(PROD, weights={"source": "azure-blob"}),
+        after=with_(PROD, weights={"source": "azure-blob"}, max_model_len=65536),
+        kind=Kind.ROLLING,
+        says=("model: rolling update, one replica keeps serving all the while",),
+        never=("uploaded",),
+    ),
+    Change(
         id="routes closed",
         before=with_(PROD, edge={"keys": {"a": {"sha256": "1" * 64}}}),
         after=with_(PROD, edge={"keys": {"a": {"sha256": "1" * 64}}, "paths": ["/v1/models", "/v1/responses"]}),
