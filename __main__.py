@@ -16,6 +16,7 @@ from components.edge import Edge, EdgeArgs
 from components.existing_cluster import ExistingCluster, ExistingClusterArgs
 from components.gpu_pool import GpuPool, GpuPoolArgs
 from components.gpu_runtime import GpuRuntime
+from components.key_vault import KeyVaultArgs
 from components.kubernetes_access import KubernetesAccess, KubernetesAccessArgs
 from components.model_access import ModelAccess, ModelAccessArgs
 from components.model_server import ModelServer, ModelServerArgs
@@ -61,7 +62,10 @@ access = KubernetesAccess("access", reach)
 if plan.device_plugin is not None:
     GpuRuntime("gpu-runtime", plan.device_plugin, access.in_cluster)
 needed = token if plan.needs_hf_token else None
-shared = ModelAccessArgs(namespace=plan.namespace, priorities=plan.priorities, hf_token=needed)
+vault = None
+if plan.key_vault is not None and isinstance(cluster, Cluster):
+    vault = KeyVaultArgs(plan=plan.key_vault, cluster=cluster, names=plan.names)
+shared = ModelAccessArgs(namespace=plan.namespace, priorities=plan.priorities, hf_token=needed, vault=vault)
 models = ModelAccess("models", shared, access.in_cluster)
 store, uploads = weights(plan, cluster, models, access.in_cluster)
 reachable = NetworkPoliciesArgs(plans=plan.network_policies, by_name=plan.name_policies, store=store, access=models)

@@ -10,6 +10,7 @@ from pulumi_azure_native import containerservice, managedidentity, operationalin
 from components.grants import grant
 from components.network import Network, NetworkArgs
 from planning.cluster import MANAGED_IDENTITY_OPERATOR, NETWORK_CONTRIBUTOR, ClusterPlan, SystemPoolPlan
+from planning.key_vault import ADD_ON, ADD_ON_CONFIG
 from planning.names import Names
 
 
@@ -123,11 +124,7 @@ class Cluster(pulumi.ComponentResource):
             aad_profile=containerservice.ManagedClusterAADProfileArgs(managed=True, enable_azure_rbac=True),
             oidc_issuer_profile=containerservice.ManagedClusterOIDCIssuerProfileArgs(enabled=True),
             security_profile=_security(plan, self.workspace_id),
-            addon_profiles=(
-                {"azurepolicy": containerservice.ManagedClusterAddonProfileArgs(enabled=True)}
-                if plan.azure_policy
-                else None
-            ),
+            addon_profiles=_add_ons(plan) or None,
             opts=pulumi.ResourceOptions(
                 parent=self,
                 protect=plan.protect,
@@ -191,6 +188,15 @@ def _network(plan: ClusterPlan) -> containerservice.ContainerServiceNetworkProfi
         if plan.policies_by_name
         else None,
     )
+
+
+def _add_ons(plan: ClusterPlan) -> dict[str, containerservice.ManagedClusterAddonProfileArgs]:
+    add_ons = {}
+    if plan.azure_policy:
+        add_ons["azurepolicy"] = containerservice.ManagedClusterAddonProfileArgs(enabled=True)
+    if plan.secrets_store:
+        add_ons[ADD_ON] = containerservice.ManagedClusterAddonProfileArgs(enabled=True, config=ADD_ON_CONFIG)
+    return add_ons
 
 
 def _access(plan: ClusterPlan, network: Network | None) -> containerservice.ManagedClusterAPIServerAccessProfileArgs:

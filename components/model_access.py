@@ -9,6 +9,7 @@ from pathlib import Path
 import pulumi
 from pulumi_kubernetes import core, meta, scheduling
 
+from components.key_vault import KeyVault, KeyVaultArgs
 from planning.plan import Priority
 from planning.weight_source import PROGRAM
 
@@ -22,6 +23,7 @@ class ModelAccessArgs:
     namespace: str
     priorities: Collection[Priority]
     hf_token: pulumi.Output[str] | None
+    vault: KeyVaultArgs | None = None  # where the token is in a vault
 
 
 class ModelAccess(pulumi.ComponentResource):
@@ -31,6 +33,8 @@ class ModelAccess(pulumi.ComponentResource):
     priority_classes: list[scheduling.v1.PriorityClass]
     weights_program: pulumi.Output[str]
     token_secret: pulumi.Output[str] | None
+    token_class: str | None  # a SecretProviderClass, where the token is in a vault
+    ready: list[pulumi.Resource]  # what must stand before the token can be mounted
 
     def __init__(self, name: str, args: ModelAccessArgs, opts: pulumi.ResourceOptions | None = None) -> None:
         super().__init__("aks-vllm:index:ModelAccess", name, None, opts)
@@ -75,4 +79,8 @@ class ModelAccess(pulumi.ComponentResource):
                 opts=pulumi.ResourceOptions(parent=self),
             )
             self.token_secret = secret.metadata.name
+        self.token_class, self.ready = None, []
+        if args.vault is not None:
+            vault = KeyVault(f"{name}-key-vault", args.vault, self.namespace, pulumi.ResourceOptions(parent=self))
+            self.token_class, self.ready = args.vault.plan.secret_class, vault.ready
         self.register_outputs({"namespace": self.namespace})

@@ -84,7 +84,7 @@ class ModelServer(pulumi.ComponentResource):
             opts=pulumi.ResourceOptions(
                 parent=self,
                 depends_on=[
-                    *(account, budget, *args.access.priority_classes),
+                    *(account, budget, *args.access.priority_classes, *args.access.ready),
                     *([] if args.upload is None else [args.upload]),
                 ],
                 custom_timeouts=timeouts,

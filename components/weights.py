@@ -183,7 +183,7 @@ class WeightUploads(pulumi.ComponentResource):
                 ),
                 opts=pulumi.ResourceOptions(
                     parent=self,
-                    depends_on=[account, *args.store.ready],
+                    depends_on=[account, *args.store.ready, *args.access.ready],
                     custom_timeouts=pulumi.CustomTimeouts(create=limit, update=limit),
                 ),
             )

@@ -113,6 +113,7 @@ class ClusterPlan:
     logs: LogsPlan | None
     policies_by_name: bool  # Cilium filters names, not only addresses: Advanced Container Networking Services
     azure_policy: bool
+    secrets_store: bool  # mounts what a vault holds
     defender: bool
     image_cleaner_hours: int | None
     budget: BudgetPlan | None
@@ -147,6 +148,7 @@ def cluster(settings: Settings, stack: str, *, policies_by_name: bool) -> Cluste
         logs=LogsPlan(categories=LOG_CATEGORIES, days=LOG_DAYS) if "log-analytics" in add_ons else None,
         policies_by_name=policies_by_name,
         azure_policy="azure-policy" in add_ons,
+        secrets_store=settings.key_vault is not None,
         defender="defender" in add_ons,
         image_cleaner_hours=IMAGE_CLEANER_HOURS if "image-cleaner" in add_ons else None,
         budget=_budget(settings),

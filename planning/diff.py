@@ -341,6 +341,8 @@ def _consequences(before: Side, after: Side) -> Iterator[Consequence]:
     rebuilt = {pool for _, pool in pools if pool}
     tokens = before.config.get(TOKEN), after.config.get(TOKEN)
     token = None not in tokens and tokens[0] != tokens[1]
+    # To a vault, or back from it, is another volume in the pods that fetch weights; another secret in a vault is not.
+    token |= bool(old.get("key_vault")) != bool(new.get("key_vault"))
     yield from _model_consequences(old, new, token=token, rebuilt=rebuilt)
 
 
@@ -730,6 +732,11 @@ def _image(image: Document) -> str:
     return f"{name}{at}{digest[:12]}"
 
 
+def _token(plan: Document) -> str:
+    vault = plan.get("key_vault")
+    return f"secret {vault['secret']} of vault {vault['id'].rpartition('/')[2]}" if vault else "not in a vault"
+
+
 def _images(plan: Document) -> str:
     registry = plan.get("registry")
     return f"from {registry['login_server']}" if registry else "from the public registries"
@@ -775,6 +782,7 @@ STACK_LINES: tuple[tuple[str, Say], ...] = (
     ("Control plane", _unless_owners(lambda p: f"tier {p['cluster']['sku_tier']}")),
     ("Deletion", lambda p: "protected" if p["cluster"]["protect"] else "not protected"),
     ("Device plugin", _device_plugin),
+    ("Hugging Face token", _token),
     (
         "Images",
         lambda p: f"from {p['registry']['login_server']}" if p.get("registry") else "from the public registries",
@@ -786,7 +794,7 @@ SHOWN = (
     *("stack", "environment", "needs_hf_token", "has_hf_token", "gpu_pools", "cost", "quota", "findings"),
     *("deployable", "verdict", "headline", "quota_vcpus", "next_steps", "device_plugin.image", "uploads"),
     *("cluster.location", "cluster.kubernetes_version", "cluster.sku_tier", "cluster.protect", "cluster.api_server"),
-    *("cluster.id", "cluster.has_resource_group", "namespace", "registry"),
+    *("cluster.id", "cluster.has_resource_group", "namespace", "registry", "key_vault", "cluster.secrets_store"),
     *("cluster.budget.usd_per_month", "edge.public", "edge.host", "edge.tls_secret", "edge.keys", "placements"),
 )
 SHOWN_OF_MODEL = (

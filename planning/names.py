@@ -37,6 +37,7 @@ class Names:
     kubelet_identity: str
     log_analytics: str
     budget: str
+    token_reader: str  # identity of whoever fetches weights with the token of a vault
     weights_reader: str  # identity of the replicas that stream their weights
     weights_uploader: str  # identity of the Jobs that put them there
 
@@ -65,6 +66,7 @@ def names(stack: str) -> Names:
         kubelet_identity=f"id-kubelet-{stack}",
         log_analytics=f"log-aks-vllm-{stack}",
         budget=f"budget-{stack}",
+        token_reader=f"id-aks-vllm-{stack}-token-reader",
         weights_reader=f"id-aks-vllm-{stack}-weights-reader",
         weights_uploader=f"id-aks-vllm-{stack}-weights-uploader",
     )

@@ -20,6 +20,7 @@ from planning import (
     edge_problems,
     engine,
     existing_cluster,
+    key_vault,
     network,
     network_policy,
     parallelism,
@@ -39,6 +40,7 @@ from planning.cluster import ClusterPlan
 from planning.edge import EdgePlan
 from planning.existing_cluster import ExistingClusterPlan
 from planning.findings import Finding, InvalidStack, Problem, Severity
+from planning.key_vault import KeyVaultPlan
 from planning.memory import EngineOptions, LayoutError, MemoryPlan
 from planning.names import Names, names
 from planning.network_policy import NamePolicyPlan, NetworkPolicyPlan
@@ -120,6 +122,7 @@ class StackPlan:
     namespace: str
     needs_hf_token: bool  # a gated preset is served
     has_hf_token: bool
+    key_vault: KeyVaultPlan | None  # None: no vault has the token, or nothing needs it
     names: Names
     cluster: ClusterPlan | ExistingClusterPlan
     gpu_pools: tuple[GpuPoolPlan, ...]
@@ -223,6 +226,7 @@ def decide(settings: Settings, *, stack: str, source: str, today: date | None = 
             pools = {size: existing_cluster.found(pool, existing) for size, pool in pools.items()}
     namespace = existing.namespace if existing else NAMESPACE
     problems += cluster_plan.problems(settings, source)
+    problems += key_vault.problems(settings, source)
     problems += registry.problems(settings, source, own_cluster=existing is None)
     problems += edge_problems.problems(settings.edge, source)
     streamed = [draft.name for draft in drafts if _streamed(settings, draft)]
@@ -294,6 +298,7 @@ def decide(settings: Settings, *, stack: str, source: str, today: date | None = 
         namespace=namespace,
         needs_hf_token=needs_token,
         has_hf_token=settings.hf_token,
+        key_vault=key_vault.plan(settings, models, weight_source.uploads(models)),
         names=names(stack),
         cluster=cluster,
         gpu_pools=gpu_pools,
@@ -671,7 +676,7 @@ def _about_the_cluster(
 def _steps(settings: Settings, models: Sequence[ModelPlan], stack: str) -> Iterator[Finding]:
     """What is still to do: a token for gated models everywhere, pins in production."""
     gated = sorted({model.preset.model_id for model in models if model.preset.gated})
-    if gated and not settings.hf_token:
+    if gated and not settings.hf_token and settings.key_vault is None:
         yield Finding(
             severity=Severity.STEP,
             subject="stack",

@@ -209,6 +209,25 @@ class RegistrySettings(_Described):
     )
 
 
+class KeyVaultSettings(_Described):
+    """The team's own vault, for the token: the stack never holds its value."""
+
+    id: Text = Field(
+        pattern=r"(?i)^/subscriptions/[0-9a-f-]{36}/resourceGroups/[^/]{1,90}/providers"
+        r"/Microsoft\.KeyVault/vaults/[a-z][a-z0-9-]{1,22}[a-z0-9]$",
+        description="Id of a vault that Azure RBAC opens. An identity of the stack is granted to read the one secret.",
+        examples=[
+            "/subscriptions/00000000-0000-0000-0000-000000000000/resourceGroups/rg-platform/providers"
+            "/Microsoft.KeyVault/vaults/platform"
+        ],
+    )
+    hf_token: Text = Field(
+        pattern=r"^[a-zA-Z0-9-]{1,127}$",
+        description="Name of the secret that holds the Hugging Face token; never the token.",
+        examples=["hugging-face"],
+    )
+
+
 class MaintenanceSettings(_Described):
     """A weekly window, UTC."""
 
@@ -453,6 +472,17 @@ class Settings(_Described):
         default=False,
         description="Hugging Face token, for gated models; always encrypted: "
         "pulumi config set --secret aks-vllm:hf-token. The program sees only whether there is one.",
+    )
+    key_vault: KeyVaultSettings | None = Field(
+        default=None,
+        description="A vault that holds the Hugging Face token, in the place of hf-token: docs/key-vault.md.",
+        examples=[
+            {
+                "id": "/subscriptions/00000000-0000-0000-0000-000000000000/resourceGroups/rg-platform/providers"
+                "/Microsoft.KeyVault/vaults/platform",
+                "hf-token": "hugging-face",
+            }
+        ],
     )
     existing_cluster: ExistingClusterSettings | None = Field(
         default=None,

@@ -48,33 +48,30 @@ AKS_SERVER_ID = "6dae42f8-4368-4678-94ff-3960e28e3630"
 KUBELOGIN_CLIENT_ID = "80faf920-1908-4b52-b5ef-a8e7bedfc67a"
 TENANT_ID = "00000000-0000-0000-0000-000000000000"
 
-#: https://docs.cilium.io/en/stable/network/kubernetes/policy/; its schema is the operator's, and is not checked here.
-CILIUM_POLICIES: Json = {
-    "apiVersion": "apiextensions.k8s.io/v1",
-    "kind": "CustomResourceDefinition",
-    "metadata": {"name": "ciliumnetworkpolicies.cilium.io"},
-    "spec": {
-        "group": "cilium.io",
-        "scope": "Namespaced",
-        "names": {"kind": "CiliumNetworkPolicy", "plural": "ciliumnetworkpolicies", "shortNames": ["cnp"]},
-        "versions": [
-            {
-                "name": "v2",
-                "served": True,
-                "storage": True,
-                "schema": {
-                    "openAPIV3Schema": {
-                        "type": "object",
-                        "properties": {
-                            "spec": {"type": "object", "x-kubernetes-preserve-unknown-fields": True},
-                            "status": {"type": "object", "x-kubernetes-preserve-unknown-fields": True},
-                        },
-                    }
-                },
-            }
-        ],
-    },
-}
+
+def _kind(group: str, version: str, kind: str, plural: str) -> Json:
+    """A kind that an AKS cluster has from its add-ons; its schema is theirs, and is not checked here."""
+    anything = {"type": "object", "x-kubernetes-preserve-unknown-fields": True}
+    schema = {"openAPIV3Schema": {"type": "object", "properties": {"spec": anything, "status": anything}}}
+    return {
+        "apiVersion": "apiextensions.k8s.io/v1",
+        "kind": "CustomResourceDefinition",
+        "metadata": {"name": f"{plural}.{group}"},
+        "spec": {
+            "group": group,
+            "scope": "Namespaced",
+            "names": {"kind": kind, "plural": plural},
+            "versions": [{"name": version, "served": True, "storage": True, "schema": schema}],
+        },
+    }
+
+
+#: https://docs.cilium.io/en/stable/network/kubernetes/policy/ and
+#: https://secrets-store-csi-driver.sigs.k8s.io/concepts#secretproviderclass
+KINDS = (
+    _kind("cilium.io", "v2", "CiliumNetworkPolicy", "ciliumnetworkpolicies"),
+    _kind("secrets-store.csi.x-k8s.io", "v1", "SecretProviderClass", "secretproviderclasses"),
+)
 
 KUBELOGIN = Path(__file__).parent / "kubelogin.sh"
 
@@ -116,14 +113,14 @@ class ControlPlane:
             for name in COMPONENTS[2:]:
                 self._processes.ensure(name, commands[name])
             self._wait_until(self._controllers_work, "kube-controller-manager", COMPONENTS)
-            self._serve_cilium_policies()
+            self._serve_kinds()
 
-    def _serve_cilium_policies(self) -> None:
-        """The kind that Cilium brings to an AKS cluster; stored, and enforced by nobody here."""
-        api, name = self._api(), CILIUM_POLICIES["metadata"]["name"]
-        path = "/apis/apiextensions.k8s.io/v1/customresourcedefinitions"
-        if api.get(f"{path}/{name}") is None:
-            api.request("POST", path, body=CILIUM_POLICIES)
+    def _serve_kinds(self) -> None:
+        """The kinds that add-ons bring to an AKS cluster; stored, and acted upon by nobody here."""
+        api, path = self._api(), "/apis/apiextensions.k8s.io/v1/customresourcedefinitions"
+        for kind in KINDS:
+            if api.get(f"{path}/{kind['metadata']['name']}") is None:
+                api.request("POST", path, body=kind)
 
     def stop(self) -> None:
         """End every process of this control plane and wait until they are gone. The data stays."""

@@ -47,7 +47,8 @@ def stack_config(settings: Mapping[str, Any]) -> dict[str, str]:
         f"aks-vllm:{key}": value if isinstance(value, str) else json.dumps(value) for key, value in merged.items()
     }
     location = values.pop("aks-vllm:location", "eastus")
-    return {"azure-native:location": location, TOKEN_KEY: TOKEN, **values}
+    token = {} if "key-vault" in merged else {TOKEN_KEY: TOKEN}
+    return {"azure-native:location": location, **token, **values}
 
 
 def recorded_preview(stack: str = "test", **settings: Any) -> Recording:

@@ -44,6 +44,12 @@ _REGISTRY = {
     "id": "/subscriptions/00000000-0000-0000-0000-00000000aaaa/resourceGroups/rg-platform/providers"
     "/Microsoft.ContainerRegistry/registries/myregistry",
 }
+_VAULT = {
+    "id": "/subscriptions/00000000-0000-0000-0000-00000000aaaa/resourceGroups/rg-platform/providers"
+    "/Microsoft.KeyVault/vaults/platform",
+    "hf-token": "hugging-face",
+}
+_IN_VAULT = {"key-vault": _VAULT}
 _STREAMED = {"weights": {"source": "azure-blob"}, "revision": "a" * 40}
 
 
@@ -115,6 +121,8 @@ CASES: tuple[Case, ...] = (
     Case("registry.login-server", {"registry": {"login-server": "myregistry.azurecr.io"}}),
     Case("registry.id", {"registry": _REGISTRY}, {"registry": {"login-server": "myregistry.azurecr.io"}}),
     Case("registry.abac", {"registry": {**_REGISTRY, "abac": True}}, {"registry": _REGISTRY}),
+    Case("key-vault.id", {"key-vault": {**_VAULT, "id": f"{_VAULT['id']}-two"}}, _IN_VAULT),
+    Case("key-vault.hf-token", {"key-vault": {**_VAULT, "hf-token": "other"}}, _IN_VAULT),
     Case("hf-token", {"preset": "qwen3-8b", "hf-token": None}, {"preset": "qwen3-8b"}),
     Case("network.vnet-cidr", {"network": {"vnet-cidr": "10.224.0.0/15"}}),
     Case("network.node-subnet-cidr", {"network": {"node-subnet-cidr": "10.224.16.0/20"}}),

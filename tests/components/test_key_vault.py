@@ -1,0 +1,65 @@
+"""A vault that holds the token: what is declared for it, and that no value comes by the program."""
+
+from __future__ import annotations
+
+from sandbox.engine import Recording
+from tests.components.harness import CLUSTER, DEPLOYMENT, GRANT, JOB, SECRET, Record
+
+CREDENTIAL = "azure-native:managedidentity:FederatedIdentityCredential"
+CLASS = "kubernetes:secrets-store.csi.x-k8s.io/v1:SecretProviderClass"
+ID = (
+    "/subscriptions/00000000-0000-0000-0000-00000000aaaa/resourceGroups/rg-platform/providers"
+    "/Microsoft.KeyVault/vaults/platform"
+)
+VAULT = {"id": ID, "hf-token": "hugging-face"}
+
+
+def _vaulted(recorded: Record, **settings: object) -> Recording:
+    return recorded(key_vault=VAULT, **settings)
+
+
+def test_the_add_on_rotates_and_its_configuration_is_text(recorded: Record) -> None:
+    add_ons = _vaulted(recorded).one(CLUSTER).inputs["addonProfiles"]
+    config = {"enableSecretRotation": "true", "rotationPollInterval": "2m"}
+    assert add_ons == {"azureKeyvaultSecretsProvider": {"enabled": True, "config": config}}
+
+
+def test_the_class_names_the_secret_and_copies_nothing_into_the_cluster(recorded: Record) -> None:
+    recording = _vaulted(recorded)
+    spec = recording.one(CLASS).inputs["spec"]
+    assert "secretObjects" not in spec and not recording.of_type(SECRET), "the token would be in a Secret too"
+    assert spec["parameters"]["usePodIdentity"] == "false", "a string, as every parameter"
+    assert spec["parameters"]["keyvaultName"] == "platform"
+    lines = "objectName: hugging-face\n    objectType: secret\n    objectAlias: token\n"
+    assert spec["parameters"]["objects"] == f"array:\n  - |\n    {lines}"
+
+
+def test_only_the_init_container_mounts_it_as_the_file_it_looks_for(recorded: Record) -> None:
+    pod = _vaulted(recorded).one(DEPLOYMENT, "model-deployment").inputs["spec"]["template"]["spec"]
+    (volume,) = [v for v in pod["volumes"] if "csi" in v]
+    assert volume["csi"] == {
+        "driver": "secrets-store.csi.k8s.io",
+        "readOnly": True,
+        "volumeAttributes": {"secretProviderClass": "hugging-face-token"},
+    }
+    (fetch,), (server,) = pod["initContainers"], pod["containers"]
+    (mount,) = [m for m in fetch["volumeMounts"] if m["name"] == volume["name"]]
+    assert "subPath" not in mount, "such a mount is never renewed"
+    assert {"name": "HF_TOKEN_PATH", "value": f"{mount['mountPath']}/token"} in fetch["env"]
+    assert volume["name"] not in {m["name"] for m in server["volumeMounts"]}, "what faces the network sees no token"
+
+
+def test_the_role_is_on_one_secret_and_the_service_account_signs_in_for_it(recorded: Record) -> None:
+    recording = _vaulted(recorded)
+    (granted,) = [r for r in recording.of_type(GRANT) if "vaults" in str(r.inputs["scope"])]
+    assert granted.inputs["scope"] == f"{ID}/secrets/hugging-face"
+    assert "4633458b-17de-408a-b874-0445c86b69e6" in granted.inputs["roleDefinitionId"]
+    assert recording.one(CREDENTIAL).inputs["subject"] == "system:serviceaccount:vllm:model"
+
+
+def test_only_the_upload_job_has_the_volume_where_weights_are_streamed(recorded: Record) -> None:
+    recording = _vaulted(recorded, weights={"source": "azure-blob"}, revision="a" * 40)
+    job = recording.one(JOB).inputs["spec"]["template"]["spec"]
+    pod = recording.one(DEPLOYMENT, "model-deployment").inputs["spec"]["template"]["spec"]
+    assert [v["name"] for v in job["volumes"] if "csi" in v] == ["token"]
+    assert not [v for v in pod["volumes"] if "csi" in v]
