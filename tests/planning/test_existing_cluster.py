@@ -196,6 +196,7 @@ def test_two_stacks_of_one_cluster_share_no_name_that_is_one_in_the_whole_cluste
 APPLY = {
     *("location", "environment", "models", "gpu_nodes", "existing_cluster", "kubeconfig", "kubelogin", "protect"),
     *("max_answer_tokens", "hf_token", "registry", "network", "tags", "edge", "flat"),
+    *("key_vault", "benchmark", "benchmark_key"),
 }
 
 
