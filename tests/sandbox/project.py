@@ -88,7 +88,7 @@ def drift(refreshed: Any) -> dict[str, list[str]]:
 
 @contextlib.contextmanager
 def copied(folder: Path) -> Generator[Project]:
-    """A copy of the project; its sandbox, if it made one, is gone at the end."""
+    """A copy of the project; the sandboxes of all its stacks are gone at the end."""
     ignore = shutil.ignore_patterns("__pycache__", "venv")
     for room in ROOMS:
         source = ROOT / room
@@ -100,5 +100,5 @@ def copied(folder: Path) -> Generator[Project]:
     try:
         yield copy
     finally:
-        if (folder / STATE).exists():
-            copy.run("destroy")
+        for made in (folder / ".sandbox").glob("*"):
+            copy.run("destroy", "--stack", made.name)

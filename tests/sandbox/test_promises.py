@@ -69,10 +69,14 @@ class Stage:
         namespace = dict(self.recording.one("kubernetes:core/v1:Namespace", "models-namespace").inputs)
         level = {"metadata": {"labels": namespace["metadata"]["labels"]}}
         self.patch(f"/api/v1/namespaces/{self.namespace}", level)
+        self.prepare_objects()
+        return plan
+
+    def prepare_objects(self) -> None:
+        """What Deployments need, where it is not there yet."""
         for kind in KINDS:
             for registration in self.recording.of_type(f"kubernetes:{kind}"):
                 self._create(dict(registration.inputs))
-        return plan
 
     def deploy(self, name: str, without: Sequence[str] = ()) -> None:
         """Make a model's Deployment, some of its pods' fields left out."""
@@ -117,15 +121,15 @@ class Stage:
 
     def wait_for(self, name: str, replicas: int) -> None:
         """As many serve as there should be, all of the newest version."""
+        eventually(lambda: self.is_done(name, replicas), f"{name}: not {replicas} replicas serving", PATIENCE)
 
-        def done() -> bool:
-            found = self.api.request("GET", self.deployment(name))
-            status = found.get("status", {})
-            seen = status.get("observedGeneration") == found["metadata"]["generation"]
-            current = status.get("updatedReplicas", 0) == status.get("replicas", 0) == replicas
-            return seen and current and self.serving(name) == replicas
-
-        eventually(done, f"{name}: not {replicas} replicas serving", PATIENCE)
+    def is_done(self, name: str, replicas: int) -> bool:
+        """Whether as many serve as there should be, all of the newest version."""
+        found = self.api.request("GET", self.deployment(name))
+        status = found.get("status", {})
+        seen = status.get("observedGeneration") == found["metadata"]["generation"]
+        current = status.get("updatedReplicas", 0) == status.get("replicas", 0) == replicas
+        return seen and current and self.serving(name) == replicas
 
     def contents(self) -> list[dict[str, int]]:
         """What each node holds, in a stable order."""
