@@ -106,6 +106,7 @@ def _pod(
     mounted = core.v1.ConfigMapVolumeSourceArgs(name=program.metadata.name, default_mode=0o444)
     volumes.append(core.v1.VolumeArgs(name="benchmark", config_map=mounted))
     return core.v1.PodSpecArgs(
+        service_account_name=plan.account,
         automount_service_account_token=False,
         enable_service_links=False,
         restart_policy="Never",

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from planning.findings import Finding, Severity
-from planning.weight_source import HOME, WEIGHTS, TaskPlan, tokenizer
+from planning.weight_source import AZURE_BLOB, HOME, UPLOAD_SERVICE_ACCOUNT, WEIGHTS, TaskPlan, tokenizer
 
 if TYPE_CHECKING:
     from planning.edge import EdgePlan
@@ -46,6 +46,7 @@ class BenchmarkPlan:
 
     model: str
     job: str
+    account: str  # service account: the one that may read the token, where that is in a vault
     before: TaskPlan  # fetches the tokenizer, with which prompts are made; the only one that sees the token
     command: tuple[str, ...]
     env: Mapping[str, str]
@@ -106,6 +107,7 @@ def _benchmark(model: ModelPlan, edge: EdgePlan, namespace: str) -> BenchmarkPla
     return BenchmarkPlan(
         model=model.name,
         job=f"benchmark-{model.name[: JOB_NAME_MAX - 17]}-{digest}",
+        account=UPLOAD_SERVICE_ACCOUNT if model.weights.source == AZURE_BLOB else model.name,
         before=before,
         command=command,
         env={"HOME": HOME, "HF_HUB_OFFLINE": "1", "NVIDIA_VISIBLE_DEVICES": "void", "PYTHONUNBUFFERED": "1"},

@@ -194,7 +194,7 @@ class Hub:
         if status == 401:
             return (
                 f"bad token: Hugging Face does not accept it for {self._model} (401). Make one on {tokens} that may "
-                "read gated models, and run `pulumi config set --secret aks-vllm:hf-token`"
+                "read gated models, and run `pulumi config set --secret aks-vllm:hf-token`, or set the vault's secret"
             )
         if status == 403:
             return (

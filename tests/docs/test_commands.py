@@ -37,6 +37,8 @@ COVERED = {
     "test_a_failure_at_any_resource_is_overcome_by_running_it_again",
     ".venv/bin/python -m sandbox up --set": "tests/sandbox/test_main_job.py::"
     "test_a_new_context_length_changes_the_deployment_alone_and_keeps_serving",
+    "make benchmark": "tests/sandbox/test_benchmark.py::"
+    "test_figures_become_a_stacks_output_and_the_next_update_takes_the_job_away",
     "make rehearse": "tests/sandbox/test_rehearsal.py::test_the_bad_image_is_seen_stopped_and_rolled_back",
     "make pin": "tests/preflight/test_pin.py::test_every_null_is_filled_and_nothing_else_changes",
     "make preflight": "tests/preflight/test_preflight_command.py::"
