@@ -31,6 +31,7 @@ from tests.sandbox.faulty import KUBECONFIG, SECRET_KEYS, World
 TODAY = date(2026, 11, 26)
 _KEY = {"sha256": "9f86d081884c7d659a2feaa0c55ad015a3bf4f1b2b0b822cd15d6c15b0f00a08"}
 _MEASURED = {"benchmark": True, "edge": {"keys": {"team-a": _KEY}}}
+_NAMED = {"tls-secret": "edge-tls", "host": "llm.example.com"}
 _BUDGET = {"usd-per-month": 80000, "contacts": ["platform@example.com"], "first-month": "2026-12"}
 _WORKLOAD = {"input-tokens": 1024, "output-tokens": 512, "users": 16}
 _SUBNET = "/subscriptions/00000000-0000-0000-0000-00000000aaaa/resourceGroups/rg-hub/providers/Microsoft.Network"
@@ -159,8 +160,8 @@ CASES: tuple[Case, ...] = (
     Case("edge.tls-secret", {"edge": {"tls-secret": "edge-tls"}}),
     Case(
         "edge.certificate",
-        {"edge": {"tls-secret": "edge-tls", "certificate": certificates.make("llm.example.com")[0]}},
-        {"edge": {"tls-secret": "edge-tls"}},
+        {"edge": {**_NAMED, "certificate": certificates.make("llm.example.com")[0]}},
+        {"edge": _NAMED},
     ),
     Case("edge.keys", {"edge": {"keys": {"team-a": _KEY}}}),
     Case(
