@@ -205,7 +205,12 @@ def _verdict(before: Side, after: Side, consequences: Sequence[Consequence]) -> 
         yield from _summary(after.plan)
         return
     said = [each.sentence for each in consequences if each.kind not in (Kind.NONE, Kind.IN_PLACE)]
-    said += [*_uploads(before.plan, after.plan), *_news(before.plan, after.plan), *_endpoint(before.plan, after.plan)]
+    said += [
+        *_uploads(before.plan, after.plan),
+        *_measured(before.plan, after.plan),
+        *_news(before.plan, after.plan),
+        *_endpoint(before.plan, after.plan),
+    ]
     said += _exposure(before.plan, after.plan)
     yield from said or [NOTHING]
     yield from (each.sentence for each in consequences if each.kind is Kind.IN_PLACE)
@@ -225,6 +230,14 @@ def _uploads(old: Document, new: Document) -> Iterator[str]:
             name = upload["model"]
             minutes = _minutes(startup[name]["upload_seconds"])
             yield f"{name}: first its weights are uploaded to the storage account, about {minutes} minutes."
+
+
+def _measured(old: Document, new: Document) -> Iterator[str]:
+    """Jobs that put load on the models: a Job that was there already has done so."""
+    there = {each["job"] for each in old.get("benchmarks", ())}
+    for each in new.get("benchmarks", ()):
+        if each["job"] not in there:
+            yield f"{each['model']}: a benchmark sends it {each['requests']:,} requests; all others share it with them."
 
 
 def _news(old: Document, new: Document) -> Iterator[str]:
@@ -792,7 +805,7 @@ STACK_LINES: tuple[tuple[str, Say], ...] = (
 #: What the lines above, the command line, the findings and the settings show already, or what only follows from it.
 SHOWN = (
     *("stack", "environment", "needs_hf_token", "has_hf_token", "gpu_pools", "cost", "quota", "findings"),
-    *("deployable", "verdict", "headline", "quota_vcpus", "next_steps", "device_plugin.image", "uploads"),
+    *("deployable", "verdict", "headline", "quota_vcpus", "next_steps", "device_plugin.image", "uploads", "benchmarks"),
     *("cluster.location", "cluster.kubernetes_version", "cluster.sku_tier", "cluster.protect", "cluster.api_server"),
     *("cluster.id", "cluster.has_resource_group", "namespace", "registry", "key_vault", "cluster.secrets_store"),
     *("cluster.budget.usd_per_month", "edge.public", "edge.host", "edge.tls_secret", "edge.keys", "placements"),
@@ -924,9 +937,16 @@ def _value(key: str, values: Mapping[str, Any]) -> str:
 
 def _other(old: Document, new: Document) -> Iterator[Line]:
     """Whatever else differs, field by field."""
-    yield from _rest(
-        {k: v for k, v in old.items() if k != "models"}, {k: v for k, v in new.items() if k != "models"}, SHOWN
-    )
+    apart = ("models", "network_policies")
+    before, after = ({key: value for key, value in side.items() if key not in apart} for side in (old, new))
+    yield from _rest(before, after, SHOWN)
+    was, now = (_by_name(side.get("network_policies", ())) for side in (old, new))
+    for name in sorted({*was, *now}):
+        what = f"network policy {name}"
+        if name in was and name in now:
+            yield from _rest(was[name], now[name], (), f"{what}: ")
+        else:  # what it is for says more than its fields
+            yield Line(what=what, before=was.get(name, {}).get("why", ""), after=now.get(name, {}).get("why", ""))
     olds, news = _by_name(old["models"]), _by_name(new["models"])
     for name in news:
         if name in olds:

@@ -179,6 +179,14 @@ CHANGES = (
         never=("uploaded",),
     ),
     Change(
+        id="a benchmark",
+        before=PROD,
+        after=with_(PROD, benchmark=True),
+        kind=None,
+        says=("model: a benchmark sends it 256 requests; all others share it with them.",),
+        never=("Nothing changes", "benchmarks[0]"),
+    ),
+    Change(
         id="routes closed",
         before=with_(PROD, edge={"keys": {"a": {"sha256": "1" * 64}}}),
         after=with_(PROD, edge={"keys": {"a": {"sha256": "1" * 64}}, "paths": ["/v1/models", "/v1/responses"]}),
