@@ -91,7 +91,7 @@ def test_a_kubeconfig_is_enough_where_the_gpu_nodes_are_there(
     assert key not in str(first)
     assert set(project.run("up", "--stack", "keyed")["changes"]) == {"same"}
     project.run("destroy", "--stack", "keyed")
-    assert namespaces() == before
+    assert namespaces() <= before, "those of other tests may be on their way out"
 
 
 def test_a_kubeconfig_that_leads_elsewhere_is_not_used(

@@ -45,6 +45,7 @@ class Stage:
     api: ClusterApi
     namespace: str
     nodes: list[str] = field(default_factory=list)
+    shared: list[str] = field(default_factory=list)  # of the cluster, and in no namespace
     recording: Recording = field(init=False)
 
     def set(self, models: dict[str, Any], nodes: int, order: Callable[[list[str]], list[str]] = list) -> StackPlan:
@@ -97,10 +98,14 @@ class Stage:
         path = self.api.path(body["apiVersion"], body["kind"], self.namespace, name)
         if self.api.get(path) is None:
             self.api.request("POST", path.rpartition("/")[0], body=body)
+            if "namespace" not in body["metadata"]:
+                self.shared.append(path)
 
     def clear(self) -> None:
         for node in self.nodes:
             self.plane.remove_node(node)
+        for path in self.shared:  # a stack that comes after would find them taken
+            self.api.request("DELETE", path)
 
     def patch(self, path: str, change: dict[str, Any]) -> None:
         self.api.request("PATCH", path, body=change, content_type=MERGE)
