@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import statistics
 import time
 from collections.abc import Callable, Iterable
@@ -11,12 +12,16 @@ from itertools import combinations
 
 from bench.figure import Figure
 from bench.measure import call_milliseconds
-from bench.serving import Row, fit, queueing, rows, usable
+from bench.serving import MEASUREMENTS, Row, fit, queueing, rows, usable
 from planning import catalogue, serving_rate
 from planning.__main__ import main as planner
 from planning.serving_rate import Constants, Workload
 
 COMMAND = "make bench ARGS=serving"
+
+ESTIMATES = MEASUREMENTS.with_name("aiconfigurator_estimates.csv")
+#: What makes two loads the same.
+SAME_LOAD = ("preset", "gpu", "tensor_parallel_size", "input_tokens", "output_tokens", "users")
 
 KINDS = {
     "time per output token": "time-per-output-token",
@@ -173,6 +178,7 @@ def section() -> list[str]:
                 f"{found.inside:.0%} |"
             )
         lines.append("")
+    lines += _beside_aiconfigurator()
     waits, missed, false = queues()
     order = ranking()
     lines += [
@@ -187,6 +193,43 @@ def section() -> list[str]:
         "",
     ]
     return lines
+
+
+def _beside_aiconfigurator() -> list[str]:
+    """The same measurements by aiconfigurator, where it has an estimate: time per output token and to the first."""
+    with ESTIMATES.open(encoding="utf-8", newline="") as file:
+        theirs = {tuple(line[key] for key in SAME_LOAD): line for line in csv.DictReader(file)}
+    lines = [
+        "aiconfigurator 0.12.0 on the same loads (`cli_estimate` in Python, backend vllm, whose tables",
+        "are of vLLM 0.24.0; minimax on 8 GPUs by expert parallelism, as it refuses the other way). Its estimates are",
+        "kept in `bench/data/aiconfigurator_estimates.csv`; each took it about a second.",
+        "",
+        "| mean error | loads | here, per output token | there | here, first token | there |",
+        "|---|--:|--:|--:|--:|--:|",
+    ]
+    named = [(group.name, (group,)) for group in (*left_out(), also()[-1])]
+    for name, groups in [*named, ("all", (*left_out(), also()[-1]))]:
+        both = [(row, theirs[_load(row)], group) for group in groups for row in group.rows if _load(row) in theirs]
+        cells = []
+        for kind, column in (
+            ("time per output token", "time_per_output_token_ms"),
+            ("time to first token", "time_to_first_token_ms"),
+        ):
+            of = [each for each in both if _measured(each[0], kind)]
+            ours = [abs((_ratio(row, group.constants, kind) or 0) - 1) for row, _, group in of]
+            others = [abs(float(line[column]) / _measured(row, kind) - 1) for row, line, _ in of]
+            cells += [f"{statistics.fmean(ours):.1%}", f"{statistics.fmean(others):.1%}"]
+        lines.append(f"| {name} | {len(both)} | {' | '.join(cells)} |")
+    return [*lines, ""]
+
+
+def _load(row: Row) -> tuple[str, ...]:
+    return tuple(str(getattr(row, key)) for key in SAME_LOAD)
+
+
+def _measured(row: Row, kind: str) -> float:
+    """Milliseconds; 0 where it was not measured."""
+    return row.each_ms if kind == "time per output token" else row.first_ms or 0
 
 
 def figures() -> list[Figure]:
