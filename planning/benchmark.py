@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from planning.findings import Finding, Severity
-from planning.weight_source import AZURE_BLOB, HOME, UPLOAD_SERVICE_ACCOUNT, WEIGHTS, TaskPlan, tokenizer
+from planning.weight_source import AZURE_BLOB, HOME, JOB_NAME_MAX, UPLOAD_SERVICE_ACCOUNT, WEIGHTS, TaskPlan, tokenizer
 
 if TYPE_CHECKING:
     from planning.edge import EdgePlan
@@ -30,8 +30,6 @@ UNKNOWN_SECONDS, PATIENCE = 120, 4
 #: Pulling the image onto a system node, fetching the tokenizer, importing vLLM.
 BEFORE_SECONDS = 1200
 CPU, MEMORY_GIB = 1, 4  # requests; vLLM's import takes the most of it
-#: A Job's name labels its pods. https://kubernetes.io/docs/concepts/workloads/controllers/job/#writing-a-job-spec
-JOB_NAME_MAX = 63
 #: Of the prediction, by the names of vLLM's result.
 METRICS = {
     "mean_tpot_ms": "time per output token, ms",
@@ -51,7 +49,6 @@ class BenchmarkPlan:
     command: tuple[str, ...]
     env: Mapping[str, str]
     image: str
-    with_key: bool  # the edge asks for one
     node_selector: Mapping[str, str]
     tolerated_taints: tuple[str, ...]
     cpu: int
@@ -73,8 +70,6 @@ def objections(*, benchmark: bool, keys: bool, has_key: bool) -> Iterator[tuple[
         limit = "needs a key of its own, as the endpoint asks for one"
         remedy = "`pulumi config set --secret aks-vllm:benchmark-key`, with its SHA-256 among aks-vllm:edge.keys"
         yield "benchmark", True, limit, remedy
-    if has_key and not benchmark:
-        yield "benchmark-key", "[secret]", "is for aks-vllm:benchmark, which is not set", "take it away, or set that"
 
 
 def findings(plans: Sequence[BenchmarkPlan]) -> Iterator[Finding]:
@@ -112,7 +107,6 @@ def _benchmark(model: ModelPlan, edge: EdgePlan, namespace: str) -> BenchmarkPla
         command=command,
         env={"HOME": HOME, "HF_HUB_OFFLINE": "1", "NVIDIA_VISIBLE_DEVICES": "void", "PYTHONUNBUFFERED": "1"},
         image=model.image.reference,
-        with_key=edge.keys is not None,
         node_selector=edge.node_selector,
         tolerated_taints=edge.tolerated_taints,
         cpu=CPU,
@@ -142,7 +136,7 @@ def _command(model: ModelPlan, edge: EdgePlan, namespace: str, requests: int) ->
     words = [word for name, value in options.items() for word in (f"--{name}", str(value))]
     # Inside the cluster the edge has another name than the one on its certificate.
     flags = ["--ignore-eos", "--disable-tqdm", *(["--insecure"] if edge.scheme == "https" else [])]
-    flags += [flag for flag in ("--trust-remote-code",) if flag in model.args]
+    flags += ["--trust-remote-code"] if "--trust-remote-code" in model.args else []
     return ("python3", PROGRAM, "vllm", "bench", "serve", *words, *flags)
 
 
