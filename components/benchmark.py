@@ -11,10 +11,13 @@ import pulumi
 from pulumi_kubernetes import batch, core, meta
 
 from components.model_access import POD, ModelAccess
-from components.model_pod import read_only, restricted, scratch, task_container, task_volumes, unprivileged
+from components.model_pod import empty_dir, read_only, restricted, scratch, task_container, task_volumes, unprivileged
 from planning.benchmark import KEY_VARIABLE, MEASURED, PROGRAM, BenchmarkPlan, outcome
 from planning.network_policy import BENCHMARK
 from planning.weight_source import HOME, WEIGHTS
+
+#: For a tokenizer, and for what Python writes.
+VOLUME_GIB = 2
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -99,10 +102,7 @@ def _pod(
             read_only("benchmark", PROGRAM),
         ],
     )
-    volumes = [
-        core.v1.VolumeArgs(name=name, empty_dir=core.v1.EmptyDirVolumeSourceArgs(size_limit="2Gi"))
-        for name in ("scratch", "weights")
-    ]
+    volumes = [empty_dir(name, VOLUME_GIB) for name in ("scratch", "weights")]
     mounted = core.v1.ConfigMapVolumeSourceArgs(name=program.metadata.name, default_mode=0o444)
     volumes.append(core.v1.VolumeArgs(name="benchmark", config_map=mounted))
     return core.v1.PodSpecArgs(

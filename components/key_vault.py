@@ -5,11 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import pulumi
-from pulumi_azure_native import authorization, managedidentity
+from pulumi_azure_native import authorization
 from pulumi_kubernetes import apiextensions, meta
 
 from components.cluster import Cluster
-from components.grants import grant
+from components.workload_identity import workload_identity
 from planning.key_vault import SECRETS_USER, KeyVaultPlan
 from planning.names import Names
 
@@ -37,38 +37,20 @@ class KeyVault(pulumi.ComponentResource):
     ) -> None:
         super().__init__("aks-vllm:index:KeyVault", name, None, opts)
         plan, cluster = args.plan, args.cluster
-        identity = managedidentity.UserAssignedIdentity(
-            f"{name}-identity",
-            resource_name_=args.names.token_reader,
-            resource_group_name=cluster.resource_group.name,
+        identity = workload_identity(
+            f"{name}-reader",
+            physical=args.names.token_reader,
+            group=cluster.resource_group.name,
             location=cluster.plan.location,
             tags=cluster.plan.tags,
-            opts=pulumi.ResourceOptions(parent=self),
-        )
-        granted = grant(
-            f"{name}-grant",
             role=SECRETS_USER,
             scope=plan.scope,
-            principal_id=identity.principal_id,
-            opts=pulumi.ResourceOptions(parent=self),
+            issuer=cluster.issuer_url,
+            namespace=namespace,
+            accounts=[(f"token-{account.replace('.', '-')}", account) for account in plan.service_accounts],
+            parent=self,
         )
-        self.ready = [granted]
-        before: list[pulumi.Resource] = []
-        for account in plan.service_accounts:
-            before = [
-                managedidentity.FederatedIdentityCredential(
-                    f"{name}-{account}",
-                    federated_identity_credential_resource_name=f"token-{account.replace('.', '-')}",
-                    resource_group_name=cluster.resource_group.name,
-                    resource_name_=identity.name,
-                    issuer=cluster.issuer_url,
-                    subject=pulumi.Output.concat("system:serviceaccount:", namespace, ":", account),
-                    audiences=["api://AzureADTokenExchange"],
-                    # One at a time: Azure refuses a second write to one identity with 409.
-                    opts=pulumi.ResourceOptions(parent=self, depends_on=before, deleted_with=identity),
-                )
-            ]
-            self.ready += before
+        self.ready = identity.ready
         entry = f"objectName: {plan.secret}\nobjectType: secret\nobjectAlias: {plan.file}\n"
         self.ready.append(
             apiextensions.CustomResource(

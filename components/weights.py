@@ -6,14 +6,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import pulumi
-from pulumi_azure_native import authorization, managedidentity, resources, storage
+from pulumi_azure_native import authorization, resources, storage
 from pulumi_kubernetes import batch, core, meta
 
 from components.cluster import Cluster
 from components.existing_cluster import ExistingCluster
-from components.grants import grant
 from components.model_access import ModelAccess
 from components.model_pod import WORKLOAD_IDENTITY, empty_dir, restricted, task_container, task_volumes
+from components.workload_identity import workload_identity
 from planning import names
 from planning.plan import StackPlan
 from planning.weight_source import UploadPlan, WeightStorePlan
@@ -95,41 +95,22 @@ class WeightStore(pulumi.ComponentResource):
         container: storage.BlobContainer,
     ) -> pulumi.Output[str]:
         """An identity that these (credential, service account) pairs sign in as, with one role on the container."""
-        stack, group = self._args.stack, self._group()
-        identity = managedidentity.UserAssignedIdentity(
+        stack = self._args.stack
+        made = workload_identity(
             f"{self._name}-{what}",
-            resource_name_=physical,
-            resource_group_name=group.name,
+            physical=physical,
+            group=self._group().name,
             location=stack.cluster.location,
             tags=stack.cluster.tags,
-            opts=pulumi.ResourceOptions(parent=self),
-        )
-        role_on_it = grant(
-            f"{self._name}-{what}-grant",
             role=role,
             scope=container.id,
-            principal_id=identity.principal_id,
-            opts=pulumi.ResourceOptions(parent=self),
+            issuer=self._args.cluster.issuer_url,
+            namespace=stack.namespace,
+            accounts=service_accounts,
+            parent=self,
         )
-        self.ready.append(role_on_it)
-        issuer = self._args.cluster.issuer_url
-        before: list[pulumi.Resource] = []
-        for credential, service_account in service_accounts:
-            before = [
-                managedidentity.FederatedIdentityCredential(
-                    f"{self._name}-{what}-{service_account}",
-                    federated_identity_credential_resource_name=credential,
-                    resource_group_name=group.name,
-                    resource_name_=identity.name,
-                    issuer=issuer,
-                    subject=f"system:serviceaccount:{stack.namespace}:{service_account}",
-                    audiences=["api://AzureADTokenExchange"],
-                    # One at a time: Azure refuses a second write to one identity with 409.
-                    opts=pulumi.ResourceOptions(parent=self, depends_on=before, deleted_with=identity),
-                )
-            ]
-            self.ready += before
-        return identity.client_id
+        self.ready += made.ready
+        return made.client_id
 
     def _group(self) -> resources.ResourceGroup:
         group = self._args.cluster.resource_group
