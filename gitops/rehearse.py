@@ -85,7 +85,8 @@ def _walk(project: _Copy, changes: Sequence[str]) -> None:
     project.expect(0, "gitops", "preview", "--with", "sandbox", "--base", "HEAD~1", *out)
     _show_head(FOLDER / "comment-bad-image.md")
     _title("Job deploy: it fails, and the last good revision comes back")
-    project.expect(1, "gitops", "deploy", "--with", "sandbox", "--patience", str(PATIENCE_SECONDS))
+    patience = ("--patience", str(PATIENCE_SECONDS))
+    project.expect(1, "gitops", "deploy", "--with", "sandbox", *patience, saying="which runs again")
 
     _title("Job drift: the stack against what runs")
     project.run("git", "revert", "--no-edit", "HEAD")
@@ -146,13 +147,27 @@ class _Copy:
         shutil.rmtree(self.folder)
         _say("    nothing is left but the comments")
 
-    def expect(self, code: int, module: str, verb: str, *words: str) -> None:
-        """Run a step as a job does, its words shown. Raises RehearsalError for another exit code."""
+    def expect(self, code: int, module: str, verb: str, *words: str, saying: str = "") -> None:
+        """Run a step as a job does, its words shown. Raises RehearsalError for another exit code, or other words."""
         command = ["-m", module, verb, "--stack", self.stack, *words]
-        _say(f"    $ python {' '.join(command)}")
-        done = subprocess.run([sys.executable, *command], cwd=self.folder, env=_ENVIRONMENT, check=False)
-        if done.returncode != code:
-            raise RehearsalError(f"`python {' '.join(command)}` ended with exit code {done.returncode}, not {code}")
+        shown = f"`python {' '.join(command)}`"
+        _say(f"    $ {shown[1:-1]}")
+        said = []
+        with subprocess.Popen(
+            [sys.executable, *command],
+            cwd=self.folder,
+            env=_ENVIRONMENT,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        ) as step:
+            for line in step.stdout or ():
+                said.append(line)
+                _say(line.rstrip("\n"))
+        if step.returncode != code:
+            raise RehearsalError(f"{shown} ended with exit code {step.returncode}, not {code}")
+        if saying not in "".join(said):
+            raise RehearsalError(f"{shown} has not said {saying!r}")
 
     def output(self, module: str, *words: str) -> str:
         """Standard output of a module. Raises RehearsalError."""

@@ -472,7 +472,9 @@ class Command:
         azure = self._azure("")
         if azure.cluster() is None:
             return os.environ.get(KUBECONFIG_FILE, "")
-        return str((azure.plane().folder / "admin.kubeconfig").relative_to(ROOT.resolve()))
+        file, here = azure.plane().folder / "admin.kubeconfig", ROOT.resolve()
+        # Elsewhere it is where a roll-back's checkout borrows another one's state.
+        return str(file.relative_to(here) if file.is_relative_to(here) else file)
 
     def _workloads(self, state: Sequence[ResourceState]) -> list[dict[str, Any]]:
         found = [r for r in state if r.type in WORKLOADS and r.id]
