@@ -20,6 +20,7 @@ from components.key_vault import KeyVaultArgs
 from components.kubernetes_access import KubernetesAccess, KubernetesAccessArgs
 from components.model_access import ModelAccess, ModelAccessArgs
 from components.model_server import ModelServer, ModelServerArgs
+from components.monitoring import Monitoring, MonitoringArgs, PodMonitors, PodMonitorsArgs
 from components.network_policy import NetworkPolicies, NetworkPoliciesArgs
 from components.weights import weights
 from planning import plan as planner
@@ -54,8 +55,12 @@ else:
 pools: list[GpuPool] = []
 for pool in plan.pools_to_make:
     pools.append(GpuPool(f"gpu-{pool.name}", GpuPoolArgs(plan=pool, cluster=cluster, after=pools[-1:])))
+grafana = None
 if isinstance(cluster, Cluster):
     ClusterCare("cluster-care", ClusterCareArgs(plan=cluster.plan, names=plan.names, cluster=cluster, after=pools))
+    if plan.monitoring is not None:
+        watched = MonitoringArgs(plan=plan.monitoring, names=plan.names, cluster=cluster)
+        grafana = Monitoring("monitoring", watched).grafana_url
 kubeconfig, token = (pulumi.Config().get_secret(key) for key in ("kubeconfig", "hf-token"))
 reach = KubernetesAccessArgs(plan=plan.cluster, cluster=cluster, pools=pools, kubeconfig=kubeconfig)
 access = KubernetesAccess("access", reach)
@@ -70,6 +75,9 @@ models = ModelAccess("models", shared, access.in_cluster)
 store, uploads = weights(plan, cluster, models, access.in_cluster)
 reachable = NetworkPoliciesArgs(plans=plan.network_policies, by_name=plan.name_policies, store=store, access=models)
 NetworkPolicies("network", reachable, access.in_cluster)
+if plan.monitoring is not None:
+    fetched = PodMonitorsArgs(plan=plan.monitoring, access=models)
+    PodMonitors("metrics", fetched, access.in_cluster)
 serving: list[pulumi.Resource] = []
 for model in plan.models:
     server = ModelServerArgs(plan=model, access=models, store=store, upload=uploads.get(model.weights.model_path))
@@ -86,5 +94,7 @@ pulumi.export("endpoints", edge.urls)
 if cluster.name:
     pulumi.export("cluster", cluster.name)
 pulumi.export("kubeconfig", access.kubeconfig)
+if grafana:
+    pulumi.export("grafana", grafana)
 for key, value in {**report.headline(plan), "readme": report.next_steps(plan)}.items():
     pulumi.export(key, value)

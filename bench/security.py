@@ -30,7 +30,7 @@ _KEY = {"sha256": "9f86d081884c7d659a2feaa0c55ad015a3bf4f1b2b0b822cd15d6c15b0f00
 STACK: dict[str, Any] = {
     "environment": "production",
     "edge": {"keys": {"team-a": _KEY}, "tls-secret": "edge-tls", "host": "llm.example.com"},
-    "add_ons": ["azure-policy", "defender", "image-cleaner", "log-analytics"],
+    "add_ons": ["azure-policy", "defender", "image-cleaner", "log-analytics", "managed-grafana", "managed-prometheus"],
 }
 
 

@@ -125,6 +125,7 @@ class Cluster(pulumi.ComponentResource):
             oidc_issuer_profile=containerservice.ManagedClusterOIDCIssuerProfileArgs(enabled=True),
             security_profile=_security(plan, self.workspace_id),
             addon_profiles=_add_ons(plan) or None,
+            azure_monitor_profile=_metrics(plan),
             opts=pulumi.ResourceOptions(
                 parent=self,
                 protect=plan.protect,
@@ -197,6 +198,15 @@ def _add_ons(plan: ClusterPlan) -> dict[str, containerservice.ManagedClusterAddo
     if plan.secrets_store:
         add_ons[ADD_ON] = containerservice.ManagedClusterAddonProfileArgs(enabled=True, config=ADD_ON_CONFIG)
     return add_ons
+
+
+def _metrics(plan: ClusterPlan) -> containerservice.ManagedClusterAzureMonitorProfileArgs | None:
+    """The agents that fetch metrics; where they send them is `monitoring.Monitoring`'s."""
+    if not plan.managed_prometheus:
+        return None
+    return containerservice.ManagedClusterAzureMonitorProfileArgs(
+        metrics=containerservice.ManagedClusterAzureMonitorProfileMetricsArgs(enabled=True)
+    )
 
 
 def _access(plan: ClusterPlan, network: Network | None) -> containerservice.ManagedClusterAPIServerAccessProfileArgs:

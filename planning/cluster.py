@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from planning import catalogue, network, registry
+from planning import catalogue, monitoring, network, registry
 from planning.findings import Finding, Problem, Severity
 from planning.network import ApiServerPlan, NetworkPlan
 
@@ -115,6 +115,7 @@ class ClusterPlan:
     azure_policy: bool
     secrets_store: bool  # mounts what a vault holds
     defender: bool
+    managed_prometheus: bool
     image_cleaner_hours: int | None
     budget: BudgetPlan | None
 
@@ -150,6 +151,7 @@ def cluster(settings: Settings, stack: str, *, policies_by_name: bool) -> Cluste
         azure_policy="azure-policy" in add_ons,
         secrets_store=settings.key_vault is not None,
         defender="defender" in add_ons,
+        managed_prometheus=monitoring.PROMETHEUS in add_ons,
         image_cleaner_hours=IMAGE_CLEANER_HOURS if "image-cleaner" in add_ons else None,
         budget=_budget(settings),
     )

@@ -16,6 +16,9 @@ CLUSTER_MAX = 63
 NODE_RESOURCE_GROUP_MAX = 80
 DNS_PREFIX_MAX = 54
 STORAGE_ACCOUNT_MAX = 24
+GRAFANA_MAX = 23
+# https://github.com/Azure/prometheus-collector, AddonBicepTemplate
+DATA_COLLECTION_ENDPOINT_MAX = 44
 
 #: Lower-case letters, digits and hyphens are what all four may hold; a DNS prefix ends in a letter or digit.
 _PLAIN = re.compile(r"[a-z0-9]([a-z0-9-]*[a-z0-9])?")
@@ -37,6 +40,10 @@ class Names:
     kubelet_identity: str
     log_analytics: str
     budget: str
+    monitor_workspace: str  # where Prometheus' metrics are
+    data_collection_endpoint: str
+    data_collection_rule: str
+    grafana: str
     token_reader: str  # identity of whoever fetches weights with the token of a vault
     weights_reader: str  # identity of the replicas that stream their weights
     weights_uploader: str  # identity of the Jobs that put them there
@@ -51,8 +58,7 @@ def names(stack: str) -> Names:
         DNS_PREFIX_MAX - len("aks-vllm-"),
     )
     if not _PLAIN.fullmatch(stack) or len(stack) > longest:
-        plain = re.sub(r"[^a-z0-9]+", "-", stack.lower()).strip("-")
-        stack = f"{plain[: longest - 9]}-{hashlib.sha256(stack.encode()).hexdigest()[:8]}".lstrip("-")
+        stack = _cut(longest, re.sub(r"[^a-z0-9]+", "-", stack.lower()).strip("-"), of=stack)
     return Names(
         resource_group=f"rg-aks-vllm-{stack}",
         cluster=f"aks-vllm-{stack}",
@@ -66,10 +72,24 @@ def names(stack: str) -> Names:
         kubelet_identity=f"id-kubelet-{stack}",
         log_analytics=f"log-aks-vllm-{stack}",
         budget=f"budget-{stack}",
+        monitor_workspace=f"amw-{stack}",
+        data_collection_endpoint=_within(DATA_COLLECTION_ENDPOINT_MAX, "dce-", stack),
+        data_collection_rule=f"dcr-{stack}",
+        grafana=_within(GRAFANA_MAX, "graf-", stack),
         token_reader=f"id-aks-vllm-{stack}-token-reader",
         weights_reader=f"id-aks-vllm-{stack}-weights-reader",
         weights_uploader=f"id-aks-vllm-{stack}-weights-uploader",
     )
+
+
+def _within(longest: int, prefix: str, stack: str) -> str:
+    """The name, or as much of it as fits with a hash of the stack's."""
+    left = longest - len(prefix)
+    return prefix + (stack if len(stack) <= left else _cut(left, stack, of=stack))
+
+
+def _cut(longest: int, text: str, *, of: str) -> str:
+    return f"{text[: longest - 9]}-{hashlib.sha256(of.encode()).hexdigest()[:8]}".lstrip("-")
 
 
 def storage_account(stack: str, subscription: str) -> str:

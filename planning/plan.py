@@ -21,6 +21,7 @@ from planning import (
     engine,
     existing_cluster,
     key_vault,
+    monitoring,
     network,
     network_policy,
     parallelism,
@@ -42,6 +43,7 @@ from planning.existing_cluster import ExistingClusterPlan
 from planning.findings import Finding, InvalidStack, Problem, Severity
 from planning.key_vault import KeyVaultPlan
 from planning.memory import EngineOptions, LayoutError, MemoryPlan
+from planning.monitoring import MonitoringPlan
 from planning.names import Names, names
 from planning.network_policy import NamePolicyPlan, NetworkPolicyPlan
 from planning.parallelism import Layout
@@ -133,6 +135,7 @@ class StackPlan:
     registry: RegistryPlan | None  # None: images come from the public registries
     network_policies: tuple[NetworkPolicyPlan, ...]
     name_policies: tuple[NamePolicyPlan, ...]
+    monitoring: MonitoringPlan | None  # None: nobody fetches metrics, as far as the stack knows
     weight_store: WeightStorePlan | None  # None: every model is downloaded by its replicas
     uploads: tuple[UploadPlan, ...]
     benchmarks: tuple[BenchmarkPlan, ...]  # none unless asked for
@@ -227,6 +230,7 @@ def decide(settings: Settings, *, stack: str, source: str, today: date | None = 
     namespace = existing.namespace if existing else NAMESPACE
     problems += cluster_plan.problems(settings, source)
     problems += key_vault.problems(settings, source)
+    problems += monitoring.problems(settings, source)
     problems += registry.problems(settings, source, own_cluster=existing is None)
     problems += edge_problems.problems(settings.edge, source)
     streamed = [draft.name for draft in drafts if _streamed(settings, draft)]
@@ -318,6 +322,7 @@ def decide(settings: Settings, *, stack: str, source: str, today: date | None = 
         name_policies=network_policy.name_policies(
             [model.name for model in models if by_name and not model.weights.needs_internet_egress]
         ),
+        monitoring=monitoring.plan(settings),
         weight_store=weight_source.store(models),
         uploads=weight_source.uploads(models),
         benchmarks=measured,
@@ -671,6 +676,7 @@ def _about_the_cluster(
         )
     elif isinstance(cluster, ClusterPlan):
         yield from cluster_plan.findings(cluster)
+        yield from monitoring.findings(monitoring.plan(settings))
 
 
 def _steps(settings: Settings, models: Sequence[ModelPlan], stack: str) -> Iterator[Finding]:

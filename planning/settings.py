@@ -539,11 +539,19 @@ class Settings(_Described):
         "kubernetes-version does.",
         examples=[{"day": "Sunday", "start": "02:00"}],
     )
-    add_ons: list[Literal["azure-policy", "defender", "image-cleaner", "log-analytics"]] | None = Field(
+    add_ons: (
+        list[
+            Literal[
+                "azure-policy", "defender", "image-cleaner", "log-analytics", "managed-grafana", "managed-prometheus"
+            ]
+        ]
+        | None
+    ) = Field(
         default=None,
         description="Parts of AKS to switch on: azure-policy (Gatekeeper), defender (with log-analytics), "
         "image-cleaner (removes unused images with known holes, weekly), log-analytics (the control plane's logs, 30 "
-        "days). Default: log-analytics in production, else none.",
+        "days), managed-prometheus (metrics of models, edge and nodes), managed-grafana (draws them). Default: "
+        "log-analytics in production, else none.",
         examples=[["log-analytics", "image-cleaner"]],
     )
     budget: BudgetSettings | None = Field(

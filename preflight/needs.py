@@ -24,6 +24,13 @@ NETWORK = (
     "Microsoft.Network/virtualNetworks",
 )
 LOGS = ("Microsoft.OperationalInsights/workspaces", "Microsoft.Insights/diagnosticSettings")
+METRICS = (
+    "Microsoft.Monitor/accounts",
+    "Microsoft.Insights/dataCollectionEndpoints",
+    "Microsoft.Insights/dataCollectionRules",
+    "Microsoft.Insights/dataCollectionRuleAssociations",
+)
+GRAFANA = ("Microsoft.Dashboard/grafana",)
 #: In a cluster that is not the stack's.
 IN_EXISTING = ("Microsoft.ContainerService/managedClusters/agentPools",)
 #: For what the stack keeps beside it.
@@ -59,6 +66,8 @@ BUILT_IN = frozenset({"Microsoft.Resources", "Microsoft.Authorization", "Microso
 #: https://learn.microsoft.com/troubleshoot/azure/azure-kubernetes/error-codes/missingsubscriptionregistration-error
 BEHIND_AKS = ("Microsoft.Compute", "Microsoft.Network", "Microsoft.Storage")
 BEHIND_DEFENDER, BEHIND_POLICY = "Microsoft.Security", "Microsoft.PolicyInsights"
+#: https://learn.microsoft.com/azure/azure-monitor/containers/kubernetes-monitoring-enable#prerequisites
+BEHIND_METRICS = "Microsoft.AlertsManagement"
 
 
 def resource_types(plan: StackPlan) -> tuple[str, ...]:
@@ -71,6 +80,8 @@ def resource_types(plan: StackPlan) -> tuple[str, ...]:
         *ALWAYS,
         *(NETWORK if cluster.network.subnet_id is None else ()),
         *(LOGS if cluster.logs else ()),
+        *(METRICS if plan.monitoring else ()),
+        *(GRAFANA if plan.monitoring and plan.monitoring.grafana else ()),
         *(BUDGET if cluster.budget else ()),
         *weights,
     )
@@ -103,7 +114,12 @@ def providers(plan: StackPlan) -> tuple[str, ...]:
     declared = {type_.partition("/")[0] for type_ in resource_types(plan)} - BUILT_IN
     if isinstance(plan.cluster, ExistingClusterPlan):
         return tuple(sorted(declared))
-    add_ons = {BEHIND_DEFENDER: plan.cluster.defender, BEHIND_POLICY: plan.cluster.azure_policy}
+    cluster = plan.cluster
+    add_ons = {
+        BEHIND_DEFENDER: cluster.defender,
+        BEHIND_POLICY: cluster.azure_policy,
+        BEHIND_METRICS: cluster.managed_prometheus,
+    }
     return tuple(sorted(declared | {*BEHIND_AKS, *(name for name, wanted in add_ons.items() if wanted)}))
 
 

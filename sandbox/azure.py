@@ -59,6 +59,7 @@ CREDENTIAL = "azure-native:managedidentity:FederatedIdentityCredential"
 ACCOUNT = "azure-native:storage:StorageAccount"
 CONTAINER = "azure-native:storage:BlobContainer"
 NETWORK = "azure-native:network:VirtualNetwork"
+GRAFANA = "azure-native:dashboard:Grafana"
 PUBLIC_IP = "azure-native:network:PublicIPAddress"
 #: Roles that a cluster's identity needs before AKS begins, by what they are on.
 #: https://learn.microsoft.com/azure/aks/configure-azure-cni-overlay, https://learn.microsoft.com/azure/aks/use-managed-identity
@@ -620,6 +621,11 @@ class SimulatedAzure(sdk.Provider):
                 "statusOfPrimary": "available",
                 "creationTime": "2026-01-01T00:00:00Z",
             }
+        if type_ == GRAFANA:
+            identity = {"principalId": _guid(id_, "principal"), "tenantId": rules()["client"]["tenantId"]}
+            host = f"{values['name']}-{_guid(id_, 'dns')[:8]}.{values['location']}.grafana.azure.com"
+            values["identity"] = values["identity"] | identity
+            values["properties"] = values["properties"] | {"endpoint": f"https://{host}"}
         if type_ == IDENTITY:
             values |= {"principalId": _guid(id_, "principal"), "clientId": _guid(id_, "client")}
             values["tenantId"] = rules()["client"]["tenantId"]

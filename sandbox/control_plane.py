@@ -66,10 +66,12 @@ def _kind(group: str, version: str, kind: str, plural: str) -> Json:
     }
 
 
-#: https://docs.cilium.io/en/stable/network/kubernetes/policy/ and
-#: https://secrets-store-csi-driver.sigs.k8s.io/concepts#secretproviderclass
+#: https://docs.cilium.io/en/stable/network/kubernetes/policy/,
+#: https://secrets-store-csi-driver.sigs.k8s.io/concepts#secretproviderclass and
+#: https://learn.microsoft.com/azure/azure-monitor/containers/prometheus-metrics-scrape-crd
 KINDS = (
     _kind("cilium.io", "v2", "CiliumNetworkPolicy", "ciliumnetworkpolicies"),
+    _kind("azmonitoring.coreos.com", "v1", "PodMonitor", "podmonitors"),
     _kind("secrets-store.csi.x-k8s.io", "v1", "SecretProviderClass", "secretproviderclasses"),
 )
 

@@ -64,7 +64,16 @@ def _urns(recording: Recording) -> set[str]:
         {"api_server_access": "private"},
         {"network": {"pod-cidr": "10.100.0.0/16"}},
         {"gpu_nodes": {"zones": ["1"], "spot": True}},
-        {"add_ons": ["azure-policy", "defender", "image-cleaner", "log-analytics"]},
+        {
+            "add_ons": [
+                "azure-policy",
+                "defender",
+                "image-cleaner",
+                "log-analytics",
+                "managed-prometheus",
+                "managed-grafana",
+            ]
+        },
         {"maintenance": {"day": "Monday"}},
         {"budget": {"usd-per-month": 10, "contacts": ["a@b.c"], "first-month": "2026-12"}},
     ],

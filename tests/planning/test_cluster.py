@@ -69,6 +69,7 @@ def refused(*overrides: str, stack: str = "dev") -> dict[str, list[str]]:
         ("maintenance.start=25:00", "maintenance.start", "must be a time of day"),
         ("maintenance.hours=3", "maintenance.hours", "at least 4"),
         ("add-ons=[defender]", "add-ons", "needs log-analytics"),
+        ("add-ons=[managed-grafana]", "add-ons", "needs managed-prometheus"),
         ("add-ons=[gatekeeper]", "add-ons", "must be one of azure-policy"),
     ],
 )

@@ -533,9 +533,11 @@ def test_the_needs_are_what_the_program_declares(stack: str) -> None:
     [
         ["budget={usd-per-month: 9000, contacts: [a@example.com], first-month: 2026-12}"],
         ["add-ons=[log-analytics, defender, azure-policy]"],
+        ["add-ons=[managed-prometheus]"],
+        ["add-ons=[managed-prometheus, managed-grafana]"],
         [f"network.subnet-id={SUBNET}"],
     ],
-    ids=["budget", "add-ons", "own-subnet"],
+    ids=["budget", "add-ons", "metrics", "grafana", "own-subnet"],
 )
 def test_the_needs_follow_the_settings(changes: list[str]) -> None:
     assert_needs_are_declared("prod", changes)
@@ -545,6 +547,9 @@ def test_what_add_ons_need_is_registered_too() -> None:
     plan = planned("prod", ["add-ons=[log-analytics, defender, azure-policy]"])
     assert {"Microsoft.Security", "Microsoft.PolicyInsights"} <= {*needs.providers(plan)}
     assert "Microsoft.Consumption" not in needs.providers(plan), "every subscription has it"
+    watched = needs.providers(planned("prod", ["add-ons=[managed-prometheus, managed-grafana]"]))
+    metrics = {"Microsoft.AlertsManagement", "Microsoft.Dashboard", "Microsoft.Insights", "Microsoft.Monitor"}
+    assert metrics <= {*watched}
 
 
 def test_a_subnet_of_somebody_else_is_asked_for_on_its_own(front: Front) -> None:

@@ -149,6 +149,7 @@ CASES: tuple[Case, ...] = (
     Case("maintenance.start", {"maintenance": {"start": "04:00"}}),
     Case("maintenance.hours", {"maintenance": {"hours": 8}}),
     Case("add-ons", {"add-ons": ["log-analytics", "image-cleaner"]}),
+    Case("add-ons", {"add-ons": ["managed-prometheus", "managed-grafana"]}),
     Case("budget.usd-per-month", {"budget": {**_BUDGET, "usd-per-month": 90000}}, {"budget": _BUDGET}),
     Case("budget.contacts", {"budget": {**_BUDGET, "contacts": ["other@example.com"]}}, {"budget": _BUDGET}),
     Case("budget.first-month", {"budget": {**_BUDGET, "first-month": "2027-01"}}, {"budget": _BUDGET}),
