@@ -10,7 +10,7 @@ import json
 import multiprocessing
 import os
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -241,9 +241,11 @@ class World:
         return found + Counter(key.split()[0] for key in Objects(self._objects).all())
 
 
-def converges(folder: Path, target: str, fault: str, expected: Counter[str]) -> None:
+def converges(
+    folder: Path, target: str, fault: str, expected: Counter[str], config: Mapping[str, str] = CONFIG
+) -> None:
     """A failed `up`, run again, leaves exactly what an undisturbed one leaves; destroyed, nothing."""
-    world = World(folder)
+    world = World(folder, dict(config))
     said = world.fails(target, fault)
     assert said == "killed" or str(FAULTS[fault][1]) in said, said
     world.run("up")
