@@ -26,7 +26,7 @@ ROOT = Path(__file__).parents[1]
 FOLDER = ROOT / ".rehearsal"
 PREPARED = (
     "images have a digest that is made from their name and exists nowhere, as far as they have none",
-    "the stack file has a Hugging Face token that is none, as far as it has none",
+    "the stack file has a Hugging Face token that is none, as far as it has neither one nor a vault",
 )
 #: A repository that no registry has; the sandbox's kubelets fail to pull it (sandbox/kwok-stages.yaml).
 MISSING = "does-not-exist"
@@ -119,7 +119,8 @@ class _Copy:
         (self.folder / ".venv").symlink_to(Path(sys.prefix), target_is_directory=True)
         self._pin_images()
         config = stack_file.config_of(self._file)
-        config.setdefault("aks-vllm:hf-token", {"secure": "none: the sandbox puts its own in this place"})
+        if config.get("aks-vllm:key-vault") is None:
+            config.setdefault("aks-vllm:hf-token", {"secure": "none: the sandbox puts its own in this place"})
         self._write(config)
         self.run("git", "init", "--quiet", "--initial-branch=main")
         self.run("git", "add", ".")

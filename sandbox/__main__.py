@@ -62,7 +62,7 @@ from sandbox.values import Value, has_unknown, masked, reveal, show_path
 ROOT = Path(__file__).parents[1]
 PROJECT = "aks-vllm"
 LOCATION = "azure-native:location"
-TOKEN, KUBECONFIG = f"{PROJECT}:hf-token", f"{PROJECT}:kubeconfig"
+TOKEN, VAULT, KUBECONFIG = (f"{PROJECT}:{key}" for key in ("hf-token", "key-vault", "kubeconfig"))
 #: Names what takes the place of an encrypted aks-vllm:kubeconfig; never KUBECONFIG, which may lead anywhere.
 KUBECONFIG_FILE = "AKS_VLLM_SANDBOX_KUBECONFIG"
 #: A kubeconfig whose API server answers nobody. Port 0 is none: RFC 6335
@@ -563,7 +563,8 @@ def read_config(file: Path, overrides: Sequence[str], token: str, kubeconfig: st
     for key, value in settings.items():
         if isinstance(value, Mapping) and set(value) == {"secure"} and key not in (TOKEN, KUBECONFIG):
             raise RefusedError(f"{key} is encrypted for the Pulumi CLI and the sandbox has no key: use --set {key}=...")
-    stand_ins = {TOKEN: token} if isinstance(settings.get(TOKEN, {}), Mapping) else {}
+    elsewhere = {} if settings.get(VAULT) is None else None  # with a vault the stack holds no token
+    stand_ins = {TOKEN: token} if isinstance(settings.get(TOKEN, elsewhere), Mapping) else {}
     if isinstance(settings.get(KUBECONFIG), Mapping):
         if not kubeconfig:
             remedy = f"name one of a cluster on this machine in {KUBECONFIG_FILE}"

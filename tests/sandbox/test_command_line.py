@@ -303,6 +303,8 @@ def test_an_encrypted_token_is_stood_in_for_and_another_secret_is_refused(tmp_pa
     file = tmp_path / "Pulumi.x.yaml"
     file.write_text("config: {aks-vllm:hf-token: {secure: abc}}")
     assert read_config(file, [], "stand-in").values[TOKEN] == "stand-in"
+    file.write_text("config: {aks-vllm:key-vault: {id: there, hf-token: name}}")
+    assert TOKEN not in read_config(file, [], "stand-in").values, "a vault beside a token is refused"
     file.write_text("config: {aks-vllm:other: {secure: abc}}")
     with pytest.raises(command_line.RefusedError, match="aks-vllm:other is encrypted"):
         read_config(file, [], "stand-in")

@@ -1,0 +1,53 @@
+"""Parts that most stacks are made without, on a real API server: they start, and stay as they are."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from kubernetes import client
+
+from tests.sandbox.project import Project
+
+pytestmark = pytest.mark.control_plane
+
+VAULT = (
+    "/subscriptions/00000000-0000-0000-0000-00000000aaaa/resourceGroups/rg-platform/providers"
+    "/Microsoft.KeyVault/vaults/platform"
+)
+SETTINGS = (
+    "add-ons=[managed-prometheus, managed-grafana, log-analytics]",
+    f"key-vault={{id: {VAULT}, hf-token: hugging-face}}",
+)
+UP = ("up", *(part for setting in SETTINGS for part in ("--set", setting)))
+
+
+def pod_monitors(project: Project) -> set[str]:
+    kinds = client.CustomObjectsApi(project.api())
+    found: Any = kinds.list_namespaced_custom_object("azmonitoring.coreos.com", "v1", "vllm", "podmonitors")
+    return {each["metadata"]["name"] for each in found["items"]}
+
+
+def test_a_stack_with_a_vault_and_with_metrics_comes_up_and_stays_as_it_is(project: Project) -> None:
+    done = project.run(*UP)
+    (model,) = [row for row in done["workloads"] if row["name"] == "model"]
+    assert model["ready"] == model["replicas"] == 2
+    assert done["outputs"]["grafana"].startswith("https://graf-sandbox-")
+    again = project.run(*UP)
+    assert set(again["changes"]) == {"same"}, "a second update would change something"
+
+    core = client.CoreV1Api(project.api())
+    replicas: Any = core.list_namespaced_pod("vllm", label_selector="app.kubernetes.io/name=vllm")
+    for pod in replicas.items:
+        (mounted,) = [volume.csi for volume in pod.spec.volumes if volume.csi]
+        assert mounted.volume_attributes == {"secretProviderClass": "hugging-face-token"}
+    secrets: Any = core.list_namespaced_secret("vllm")
+    assert not secrets.items, "the token would be in the cluster, and in the state"
+    assert pod_monitors(project) == {"replicas", "edge"}
+
+
+def test_the_token_goes_back_to_the_stack_and_metrics_away_in_place(project: Project) -> None:
+    done = project.run("up")
+    ops = {each["op"] for each in done["resources"] if "ManagedCluster" in each["type"] or "AgentPool" in each["type"]}
+    assert ops <= {"same", "update"}, "the cluster stays"
+    assert not pod_monitors(project)
