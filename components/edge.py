@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import posixpath
 from collections.abc import Mapping
 from dataclasses import dataclass
 
 import pulumi
 from pulumi_kubernetes import apps, core, meta, policy
 
+from components.key_vault import Mounted
 from components.model_access import ModelAccess
-from planning.edge import NAME, EdgePlan
+from planning.edge import CERTIFICATE_FILE, NAME, VAULT_FOLDER, EdgePlan
 
 #: The user of the official image: https://github.com/docker-library/haproxy
 UID = 99
 FOLDER = "/usr/local/etc/haproxy"
+CERTIFICATE = "certificate"  # the volume
+KEYS = "keys.map"
 CLIENTS, ADMIN = "clients", "admin"  # the named ports
 SELECTOR = {"app.kubernetes.io/name": "vllm-edge", "app.kubernetes.io/instance": NAME}
 
@@ -34,7 +38,7 @@ class Edge(pulumi.ComponentResource):
     def __init__(self, name: str, args: EdgeArgs, opts: pulumi.ResourceOptions | None = None) -> None:
         super().__init__("aks-vllm:index:Edge", name, None, opts)
         plan = args.plan
-        namespace = args.access.namespace
+        namespace, vaulted = args.access.namespace, args.access.certificate
         labels = {**SELECTOR, "app.kubernetes.io/managed-by": "pulumi"}
         metadata = meta.v1.ObjectMetaArgs(name=NAME, namespace=namespace, labels=labels)
         # No name: Pulumi makes one up, so that a change is a new object, which the pods follow in an ordinary rollout.
@@ -51,7 +55,7 @@ class Edge(pulumi.ComponentResource):
             keys = core.v1.Secret(
                 f"{name}-keys",
                 metadata=unnamed,
-                string_data={"keys.map": plan.keys},
+                string_data={KEYS: plan.keys},
                 opts=pulumi.ResourceOptions(parent=self),
             )
         account = core.v1.ServiceAccount(
@@ -80,10 +84,10 @@ class Edge(pulumi.ComponentResource):
                 ),
                 template=core.v1.PodTemplateSpecArgs(
                     metadata=meta.v1.ObjectMetaArgs(labels=labels),
-                    spec=_pod(plan, configuration, keys),
+                    spec=_pod(plan, configuration, keys, vaulted),
                 ),
             ),
-            opts=pulumi.ResourceOptions(parent=self, depends_on=[account, budget]),
+            opts=pulumi.ResourceOptions(parent=self, depends_on=[account, budget, *(vaulted.ready if vaulted else ())]),
         )
         service = core.v1.Service(
             f"{name}-service",
@@ -106,7 +110,9 @@ class Edge(pulumi.ComponentResource):
         self.register_outputs({"urls": self.urls})
 
 
-def _pod(plan: EdgePlan, configuration: core.v1.ConfigMap, keys: core.v1.Secret | None) -> core.v1.PodSpecArgs:
+def _pod(
+    plan: EdgePlan, configuration: core.v1.ConfigMap, keys: core.v1.Secret | None, vaulted: Mounted | None
+) -> core.v1.PodSpecArgs:
     return core.v1.PodSpecArgs(
         service_account_name=NAME,
         automount_service_account_token=False,
@@ -132,19 +138,24 @@ def _pod(plan: EdgePlan, configuration: core.v1.ConfigMap, keys: core.v1.Secret 
             fs_group=UID,
             seccomp_profile=core.v1.SeccompProfileArgs(type="RuntimeDefault"),
         ),
-        containers=[_haproxy(plan)],
+        containers=[_haproxy(plan, vaulted)],
         volumes=[
             core.v1.VolumeArgs(
                 name="configuration",
                 projected=core.v1.ProjectedVolumeSourceArgs(
                     default_mode=0o440, sources=_files(plan, configuration, keys)
                 ),
-            )
+            ),
+            *([vaulted.volume(CERTIFICATE)] if vaulted else ()),
         ],
     )
 
 
-def _haproxy(plan: EdgePlan) -> core.v1.ContainerArgs:
+def _haproxy(plan: EdgePlan, vaulted: Mounted | None) -> core.v1.ContainerArgs:
+    mounts = [core.v1.VolumeMountArgs(name="configuration", mount_path=FOLDER, read_only=True)]
+    if vaulted:
+        folder = posixpath.normpath(f"{FOLDER}/{VAULT_FOLDER}")
+        mounts.append(core.v1.VolumeMountArgs(name=CERTIFICATE, mount_path=folder, read_only=True))
     memory = {"memory": f"{plan.memory_mib}Mi"}
     health = core.v1.HTTPGetActionArgs(path="/healthz", port=ADMIN)
     return core.v1.ContainerArgs(
@@ -175,7 +186,7 @@ def _haproxy(plan: EdgePlan) -> core.v1.ContainerArgs:
             read_only_root_filesystem=True,
             capabilities=core.v1.CapabilitiesArgs(drop=["ALL"]),
         ),
-        volume_mounts=[core.v1.VolumeMountArgs(name="configuration", mount_path=FOLDER, read_only=True)],
+        volume_mounts=mounts,
     )
 
 
@@ -187,10 +198,13 @@ def _files(
         core.v1.VolumeProjectionArgs(config_map=core.v1.ConfigMapProjectionArgs(name=configuration.metadata.name))
     ]
     if keys is not None:
-        sources.append(core.v1.VolumeProjectionArgs(secret=core.v1.SecretProjectionArgs(name=keys.metadata.name)))
+        # By its name, as the policy on open endpoints looks for it.
+        items = [core.v1.KeyToPathArgs(key=KEYS, path=KEYS)]
+        secret = core.v1.SecretProjectionArgs(name=keys.metadata.name, items=items)
+        sources.append(core.v1.VolumeProjectionArgs(secret=secret))
     if plan.tls_secret is not None:
         # HAProxy looks for the key of `edge.pem` in `edge.pem.key`.
-        pair = [("tls.crt", "edge.pem"), ("tls.key", "edge.pem.key")]
+        pair = [("tls.crt", CERTIFICATE_FILE), ("tls.key", f"{CERTIFICATE_FILE}.key")]
         items = [core.v1.KeyToPathArgs(key=key, path=path) for key, path in pair]
         secret = core.v1.SecretProjectionArgs(name=plan.tls_secret, items=items)
         sources.append(core.v1.VolumeProjectionArgs(secret=secret))

@@ -9,7 +9,7 @@ from pathlib import Path
 import pulumi
 from pulumi_kubernetes import core, meta, scheduling
 
-from components.key_vault import KeyVault, KeyVaultArgs
+from components.key_vault import KeyVault, KeyVaultArgs, Mounted
 from planning.plan import Priority
 from planning.weight_source import PROGRAM
 
@@ -23,18 +23,19 @@ class ModelAccessArgs:
     namespace: str
     priorities: Collection[Priority]
     hf_token: pulumi.Output[str] | None
-    vault: KeyVaultArgs | None = None  # where the token is in a vault
+    vault: KeyVaultArgs | None = None  # where the token, or the edge's certificate, is in a vault
 
 
 class ModelAccess(pulumi.ComponentResource):
-    """The models' namespace, their priorities, and what init containers and upload Jobs mount: a program, a token."""
+    """The models' namespace, their priorities, and what their pods mount: a program, and what a vault holds."""
 
     namespace: pulumi.Output[str]
     priority_classes: list[scheduling.v1.PriorityClass]
     weights_program: pulumi.Output[str]
     token_secret: pulumi.Output[str] | None
-    token_class: str | None  # a SecretProviderClass, where the token is in a vault
-    ready: list[pulumi.Resource]  # what must stand before the token can be mounted
+    token: Mounted | None  # where it is in a vault
+    ready: list[pulumi.Resource]  # what must stand before that can be mounted
+    certificate: Mounted | None  # where the edge's is
 
     def __init__(self, name: str, args: ModelAccessArgs, opts: pulumi.ResourceOptions | None = None) -> None:
         super().__init__("aks-vllm:index:ModelAccess", name, None, opts)
@@ -79,8 +80,9 @@ class ModelAccess(pulumi.ComponentResource):
                 opts=pulumi.ResourceOptions(parent=self),
             )
             self.token_secret = secret.metadata.name
-        self.token_class, self.ready = None, []
+        self.token = self.certificate = None
         if args.vault is not None:
             vault = KeyVault(f"{name}-key-vault", args.vault, self.namespace, pulumi.ResourceOptions(parent=self))
-            self.token_class, self.ready = args.vault.plan.secret_class, vault.ready
+            self.token, self.certificate = vault.token, vault.certificate
+        self.ready = self.token.ready if self.token else []
         self.register_outputs({"namespace": self.namespace})

@@ -111,13 +111,8 @@ def task_volumes(task: TaskPlan, access: ModelAccess) -> list[core.v1.VolumeArgs
     """What `task_container` mounts, without scratch and weights."""
     program = core.v1.ConfigMapVolumeSourceArgs(name=access.weights_program, default_mode=0o444)
     volumes = [core.v1.VolumeArgs(name="program", config_map=program)]
-    if _with_token(task, access) and access.token_class is not None:
-        # Written when the pod is made, from the vault's newest version.
-        attributes = {"secretProviderClass": access.token_class}
-        csi = core.v1.CSIVolumeSourceArgs(
-            driver="secrets-store.csi.k8s.io", read_only=True, volume_attributes=attributes
-        )
-        volumes.append(core.v1.VolumeArgs(name="token", csi=csi))
+    if _with_token(task, access) and access.token is not None:
+        volumes.append(access.token.volume("token"))
     elif _with_token(task, access):
         token = core.v1.SecretVolumeSourceArgs(
             secret_name=access.token_secret,
@@ -130,7 +125,7 @@ def task_volumes(task: TaskPlan, access: ModelAccess) -> list[core.v1.VolumeArgs
 
 def _with_token(task: TaskPlan, access: ModelAccess) -> bool:
     """A preview may go without the token; an update is refused before it comes here."""
-    return task.sees_token and (access.token_secret is not None or access.token_class is not None)
+    return task.sees_token and (access.token_secret is not None or access.token is not None)
 
 
 def _server(plan: ModelPlan, account: pulumi.Output[str] | None) -> core.v1.ContainerArgs:

@@ -119,7 +119,7 @@ class _Copy:
         (self.folder / ".venv").symlink_to(Path(sys.prefix), target_is_directory=True)
         self._pin_images()
         config = stack_file.config_of(self._file)
-        if config.get("aks-vllm:key-vault") is None:
+        if not (config.get("aks-vllm:key-vault") or {}).get("hf-token"):
             config.setdefault("aks-vllm:hf-token", {"secure": "none: the sandbox puts its own in this place"})
         self._write(config)
         self.run("git", "init", "--quiet", "--initial-branch=main")

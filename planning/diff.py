@@ -355,7 +355,7 @@ def _consequences(before: Side, after: Side) -> Iterator[Consequence]:
     tokens = before.config.get(TOKEN), after.config.get(TOKEN)
     token = None not in tokens and tokens[0] != tokens[1]
     # To a vault, or back from it, is another volume in the pods that fetch weights; another secret in a vault is not.
-    token |= bool(old.get("key_vault")) != bool(new.get("key_vault"))
+    token |= bool(_in_vault(old, "token")) != bool(_in_vault(new, "token"))
     yield from _model_consequences(old, new, token=token, rebuilt=rebuilt)
 
 
@@ -746,8 +746,18 @@ def _image(image: Document) -> str:
 
 
 def _token(plan: Document) -> str:
-    vault = plan.get("key_vault")
-    return f"secret {vault['secret']} of vault {vault['id'].rpartition('/')[2]}" if vault else "not in a vault"
+    return _in_vault(plan, "token") or "not in a vault"
+
+
+def _certificate(plan: Document) -> str:
+    secret = plan["edge"]["tls_secret"]
+    return _in_vault(plan, "certificate") or (f"Secret {secret}" if secret else "none")
+
+
+def _in_vault(plan: Document, what: str) -> str:
+    vault = plan.get("key_vault") or {}
+    held = vault.get(what)
+    return f"{held['secret']} of vault {vault['id'].rpartition('/')[2]}" if held else ""
 
 
 def _images(plan: Document) -> str:
@@ -772,7 +782,8 @@ def _edge(plan: Document) -> str:
     edge = plan["edge"]
     where = "on the internet" if edge["public"] else "inside the network"
     name = f" as {edge['host']}" if edge["host"] else ""
-    return f"{where}{name}, {'TLS' if edge['tls_secret'] else 'clear text'}, {'keys' if edge['keys'] else 'no keys'}"
+    how = "TLS" if edge.get("tls", edge["tls_secret"]) else "clear text"
+    return f"{where}{name}, {how}, {'keys' if edge['keys'] else 'no keys'}"
 
 
 def _budget(plan: Document) -> str:
@@ -796,6 +807,7 @@ STACK_LINES: tuple[tuple[str, Say], ...] = (
     ("Deletion", lambda p: "protected" if p["cluster"]["protect"] else "not protected"),
     ("Device plugin", _device_plugin),
     ("Hugging Face token", _token),
+    ("Certificate", _certificate),
     (
         "Images",
         lambda p: f"from {p['registry']['login_server']}" if p.get("registry") else "from the public registries",
@@ -808,7 +820,15 @@ SHOWN = (
     *("deployable", "verdict", "headline", "quota_vcpus", "next_steps", "device_plugin.image", "uploads", "benchmarks"),
     *("cluster.location", "cluster.kubernetes_version", "cluster.sku_tier", "cluster.protect", "cluster.api_server"),
     *("cluster.id", "cluster.has_resource_group", "namespace", "registry", "key_vault", "cluster.secrets_store"),
-    *("cluster.budget.usd_per_month", "edge.public", "edge.host", "edge.tls_secret", "edge.keys", "placements"),
+    *(
+        "cluster.budget.usd_per_month",
+        "edge.public",
+        "edge.host",
+        "edge.tls_secret",
+        "edge.tls",
+        "edge.keys",
+        "placements",
+    ),
 )
 SHOWN_OF_MODEL = (
     *(

@@ -20,6 +20,9 @@ if TYPE_CHECKING:
     from planning.settings import EdgeSettings
 
 NAME = "edge"  # of its Kubernetes objects; no model can have it
+CERTIFICATE_FILE = "edge.pem"
+#: Of what a vault holds, seen from the other files: one mount for each source.
+VAULT_FOLDER = "../certificate"
 ADMIN_PORT = 8404  # health and metrics: for the kubelet and Prometheus, not in the Service
 #: Two, so that one can go: every limit that is counted in a pod's memory is divided by this.
 REPLICAS = 2
@@ -90,7 +93,8 @@ class EdgePlan:
     admin_port: int  # /healthz and /metrics; not in the Service
     public: bool
     host: str | None  # the name that clients use; None: the load balancer's address
-    tls_secret: str | None  # a Secret of type kubernetes.io/tls; None: clear text
+    tls: bool  # else clear text
+    tls_secret: str | None  # a Secret of type kubernetes.io/tls; None: the certificate is in a vault, or nowhere
     keys: str | None  # keys.map: SHA-256 of each key and its name; None: whoever reaches the edge may use it
     base_paths: Mapping[str, str]  # model -> path of its base URL
     paths: tuple[str, ...]  # open routes, each after the model's prefix
@@ -110,7 +114,7 @@ class EdgePlan:
     @property
     def scheme(self) -> str:
         """Of the base URLs."""
-        return "https" if self.tls_secret else "http"
+        return "https" if self.tls else "http"
 
     @property
     def service_annotations(self) -> Mapping[str, str]:
@@ -131,7 +135,7 @@ class _Draft:
     hard_stop_seconds: int
     silence_seconds: int
     max_body_bytes: int
-    tls: bool
+    certificate: str | None  # its file; None: clear text
     keys: bool
     dns: str  # line of the resolvers
 
@@ -150,8 +154,9 @@ def decide(
     image: Image,
     dns_service_ip: str | None,
     system_taints: Sequence[str],
+    vaulted: bool,
 ) -> EdgePlan:
-    """The edge of these models. `flat`: there is one, and its base URL has no prefix.
+    """The edge of these models. `flat`: there is one, and its base URL has no prefix. `vaulted`: so is its certificate.
 
     `dns_service_ip` None: the cluster's DNS server is the one that Kubernetes names to the pod.
     """
@@ -160,6 +165,9 @@ def decide(
     concurrency = {model.name: max(1, _at_once(model) // REPLICAS) for model in models}
     queue = {model.name: concurrency[model.name] * model.layout.replicas for model in models}
     longest = max(model.rollout.shutdown_timeout_seconds for model in models)
+    certificate = CERTIFICATE_FILE if settings.tls_secret else None
+    if vaulted:
+        certificate = f"{VAULT_FOLDER}/{CERTIFICATE_FILE}"
     draft = _Draft(
         models=models,
         prefixes=prefixes,
@@ -171,19 +179,19 @@ def decide(
         hard_stop_seconds=longest + QUEUE_SECONDS + SLACK_SECONDS,
         silence_seconds=max(SHORTEST_SILENCE_SECONDS, 2 * longest),
         max_body_bytes=settings.max_body_mib << 20,
-        tls=settings.tls_secret is not None,
+        certificate=certificate,
         keys=bool(settings.keys),
         dns='nameserver dns "${CLUSTER_DNS}"' if dns_service_ip else "parse-resolv-conf",
     )
-    port, service_port = (8443, 443) if draft.tls else (8080, 80)
+    port, service_port = (8443, 443) if draft.certificate else (8080, 80)
     routes = {f"{ROUTES[path]}:{prefixes[m.name]}{path}": m.name for m in models for path in settings.paths}
     files = {"haproxy.cfg": _configuration(draft), "routes.map": _map(routes)}
     limits = {name: key.requests_per_minute for name, key in settings.keys.items()}
     if draft.keys:
         # Divided, and rounded up: the pods' sum is never below what was promised.
         files["limits.map"] = _map({name: math.ceil(limit / REPLICAS) for name, limit in limits.items() if limit})
-    if draft.tls:
-        files["certificate.lua"] = CERTIFICATE_LUA
+    if draft.certificate:
+        files["certificate.lua"] = f'local FILE = "{draft.certificate}"\n{CERTIFICATE_LUA}'
     return EdgePlan(
         image=image,
         command=("haproxy", "-W", "-db", "-f", "haproxy.cfg"),
@@ -199,6 +207,7 @@ def decide(
         admin_port=ADMIN_PORT,
         public=settings.access == "public",
         host=settings.host,
+        tls=draft.certificate is not None,
         tls_secret=settings.tls_secret,
         keys=_map({key.sha256: name for name, key in settings.keys.items()}) if draft.keys else None,
         base_paths={name: f"{prefix}/v1" for name, prefix in prefixes.items()},
@@ -229,12 +238,12 @@ def findings(edge: EdgePlan, environment: str) -> Iterator[Finding]:
             "cluster's network and from every network connected to it.",
             remedy="Set aks-vllm:edge.keys; docs/edge.md says how.",
         )
-    if edge.tls_secret is None:
+    if not edge.tls:
         yield Finding(
             severity=Severity.WARNING if environment == "production" else Severity.NOTE,
             subject="stack",
             message="Prompts, answers and API keys travel to the load balancer in clear text.",
-            remedy="Set aks-vllm:edge.tls-secret; docs/edge.md says how.",
+            remedy="Set aks-vllm:edge.tls-secret or key-vault.certificate; docs/edge.md says how.",
         )
 
 
@@ -304,7 +313,7 @@ global
     nbthread {THREADS}
     # After SIGUSR1: no new connection, and so long for the answers under way.
     hard-stop-after {edge.hard_stop_seconds}s
-{tls if edge.tls else ""}"""
+{tls if edge.certificate else ""}"""
 
 
 def _defaults(edge: _Draft) -> str:
@@ -380,7 +389,7 @@ backend rates
 
 def _clients(edge: _Draft) -> str:
     # HTTP/1.1 alone: what was tested.
-    tls = " ssl crt edge.pem alpn http/1.1" if edge.tls else ""
+    tls = f" ssl crt {edge.certificate} alpn http/1.1" if edge.certificate else ""
     keys = f"""\
     # The key first: without one, no route can be told from another.
     http-request set-var(txn.key) http_auth_bearer,sha2(256),hex,lower,map_str(keys.map)
@@ -445,8 +454,9 @@ backend {backend}
 
 #: https://www.arpalert.org/src/haproxy-lua-api/3.2/index.html#certcache-class
 CERTIFICATE_LUA = """\
--- Takes up the certificate that cert-manager or the Secrets Store renewed: the kubelet swaps the files of a mounted
--- Secret. A pair that does not match, or half a file, is refused by CertCache, told, and tried again.
+-- Takes up the certificate that cert-manager or the Secrets Store renewed: the files of what is mounted are swapped.
+-- The private key is in a file of its own, or in the same. A pair that does not match, or half a file, is refused by
+-- CertCache, told, and tried again.
 local EVERY_SECONDS = 10
 
 local function read(name)
@@ -457,15 +467,15 @@ local function read(name)
     return text
 end
 
-local loaded = { crt = read("edge.pem"), key = read("edge.pem.key") }
+local loaded = { crt = read(FILE), key = read(FILE .. ".key") }
 
 core.register_task(function()
     while true do
         core.sleep(EVERY_SECONDS)
-        local crt, key = read("edge.pem"), read("edge.pem.key")
-        if crt and key and (crt ~= loaded.crt or key ~= loaded.key) then
+        local crt, key = read(FILE), read(FILE .. ".key")
+        if crt and (crt ~= loaded.crt or key ~= loaded.key) then
             -- Both in one, under the empty name: 3.4 no longer takes the documented `crt`.
-            local done, why = pcall(CertCache.set, { filename = "edge.pem", [""] = crt .. "\\n" .. key })
+            local done, why = pcall(CertCache.set, { filename = FILE, [""] = crt .. "\\n" .. (key or "") })
             if done then
                 loaded = { crt = crt, key = key }
                 core.Info("the renewed certificate is in use")

@@ -18,14 +18,15 @@ HASH = 'printf %s "$KEY" | sha256sum'
 RENEW_DAYS = 30
 
 
-def problems(edge: EdgeSettings, source: str) -> Iterator[Problem]:
-    """Everything that is wrong with them, beyond types and ranges."""
+def problems(edge: EdgeSettings, source: str, *, vaulted: bool) -> Iterator[Problem]:
+    """Everything that is wrong with them, beyond types and ranges. `vaulted`: the certificate is in a vault."""
+    tls = vaulted or edge.tls_secret is not None
 
     def problem(key: str, value: object, limit: str, remedy: str) -> Problem:
         return Problem(key=f"{KEY}.{key}", value=value, limit=limit, source=source, remedy=remedy)
 
-    if edge.access == "public" and edge.tls_secret is None:
-        remedy = "set edge.tls-secret, or access to internal; docs/edge.md says how"
+    if edge.access == "public" and not tls:
+        remedy = "set edge.tls-secret or key-vault.certificate, or access to internal; docs/edge.md says how"
         yield problem(
             "tls-secret", None, "is required with access: public, or keys and prompts travel in clear", remedy
         )
@@ -44,7 +45,7 @@ def problems(edge: EdgeSettings, source: str) -> Iterator[Problem]:
             limit = f"is the hash of {first}'s key too: the two could not be told apart"
             yield problem(f"keys.{name}.sha256", "(hidden)", limit, "give each client a key of its own")
     if edge.certificate is not None:
-        for key, value, limit, remedy in _certificate(edge, edge.certificate):
+        for key, value, limit, remedy in _certificate(edge, edge.certificate, tls=tls):
             yield problem(key, value, limit, remedy)
 
 
@@ -60,11 +61,11 @@ def findings(edge: EdgeSettings, today: date | None) -> Iterator[Finding]:
             severity=Severity.WARNING,
             subject="stack",
             message=f"The edge's certificate {when}, on {end.date()}.",
-            remedy="Renew what the Secret holds, and aks-vllm:edge.certificate with it.",
+            remedy="Renew it where it is kept, and aks-vllm:edge.certificate with it.",
         )
 
 
-def _certificate(edge: EdgeSettings, pem: str) -> Iterator[tuple[str, object, str, str]]:
+def _certificate(edge: EdgeSettings, pem: str, *, tls: bool) -> Iterator[tuple[str, object, str, str]]:
     if "PRIVATE KEY" in pem:
         remedy = "replace that key, as it was readable, and put the certificate alone here"
         yield "certificate", "(hidden)", "holds a private key, which belongs into the Secret only", remedy
@@ -73,9 +74,9 @@ def _certificate(edge: EdgeSettings, pem: str) -> Iterator[tuple[str, object, st
     if names is None:
         yield "certificate", "(PEM)", "is not an X.509 certificate in PEM", "as `openssl x509 -in tls.crt` prints it"
         return
-    if edge.tls_secret is None:
+    if not tls:
         limit = "is required with edge.certificate, which is only the public part"
-        yield "tls-secret", None, limit, "name the Secret that holds the certificate and its key"
+        yield "tls-secret", None, limit, "name the Secret (or key-vault.certificate) that has it with its key"
     if edge.host is None:
         yield (
             "host",

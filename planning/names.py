@@ -45,6 +45,7 @@ class Names:
     data_collection_rule: str
     grafana: str
     token_reader: str  # identity of whoever fetches weights with the token of a vault
+    certificate_reader: str  # identity of the edge, whose certificate is in a vault
     weights_reader: str  # identity of the replicas that stream their weights
     weights_uploader: str  # identity of the Jobs that put them there
 
@@ -77,6 +78,7 @@ def names(stack: str) -> Names:
         data_collection_rule=f"dcr-{stack}",
         grafana=_within(GRAFANA_MAX, "graf-", stack),
         token_reader=f"id-aks-vllm-{stack}-token-reader",
+        certificate_reader=f"id-aks-vllm-{stack}-certificate-reader",
         weights_reader=f"id-aks-vllm-{stack}-weights-reader",
         weights_uploader=f"id-aks-vllm-{stack}-weights-uploader",
     )

@@ -232,7 +232,7 @@ def decide(settings: Settings, *, stack: str, source: str, today: date | None = 
     problems += key_vault.problems(settings, source)
     problems += monitoring.problems(settings, source)
     problems += registry.problems(settings, source, own_cluster=existing is None)
-    problems += edge_problems.problems(settings.edge, source)
+    problems += edge_problems.problems(settings.edge, source, vaulted=_vaulted(settings))
     streamed = [draft.name for draft in drafts if _streamed(settings, draft)]
     if len(streamed) > weight_source.FEDERATED_CREDENTIALS_MAX:
         limit = f"are more than {weight_source.FEDERATED_CREDENTIALS_MAX} models that stream their weights: so many "
@@ -277,6 +277,7 @@ def decide(settings: Settings, *, stack: str, source: str, today: date | None = 
         image=registry.image("haproxy", settings.registry),
         dns_service_ip=own.network.dns_service_ip if own else None,
         system_taints=cluster_plan.SYSTEM_TAINTS,
+        vaulted=_vaulted(settings),
     )
     measured = benchmark.plan_benchmarks(models, front, namespace) if settings.benchmark else ()
     findings = [
@@ -679,10 +680,15 @@ def _about_the_cluster(
         yield from monitoring.findings(monitoring.plan(settings))
 
 
+def _vaulted(settings: Settings) -> bool:
+    """Whether the edge's certificate is in a vault."""
+    return settings.key_vault is not None and settings.key_vault.certificate is not None
+
+
 def _steps(settings: Settings, models: Sequence[ModelPlan], stack: str) -> Iterator[Finding]:
     """What is still to do: a token for gated models everywhere, pins in production."""
     gated = sorted({model.preset.model_id for model in models if model.preset.gated})
-    if gated and not settings.hf_token and settings.key_vault is None:
+    if gated and not settings.hf_token and not (settings.key_vault and settings.key_vault.hf_token):
         yield Finding(
             severity=Severity.STEP,
             subject="stack",

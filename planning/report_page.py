@@ -156,7 +156,7 @@ def next_steps(plan: StackPlan) -> str:
     length = min(other, 2 * model.memory.max_model_len) or shorter
     edge = plan.edge
     base = f"{edge.scheme}://localhost:8000{edge.base_paths[model.name]}"
-    insecure = " -k" if edge.tls_secret else ""  # the certificate is for another name than localhost
+    insecure = " -k" if edge.tls else ""  # the certificate is for another name than localhost
     bearer = ["""  -H "Authorization: Bearer $KEY" \\"""] if edge.keys else []
     what = "cluster and resource group are" if isinstance(plan.cluster, ClusterPlan) else "the weights' account is"
     unprotect = [

@@ -210,21 +210,29 @@ class RegistrySettings(_Described):
 
 
 class KeyVaultSettings(_Described):
-    """The team's own vault, for the token: the stack never holds its value."""
+    """The team's own vault: the stack never holds what it keeps."""
 
     id: Text = Field(
         pattern=r"(?i)^/subscriptions/[0-9a-f-]{36}/resourceGroups/[^/]{1,90}/providers"
         r"/Microsoft\.KeyVault/vaults/[a-z][a-z0-9-]{1,22}[a-z0-9]$",
-        description="Id of a vault that Azure RBAC opens. An identity of the stack is granted to read the one secret.",
+        description="Id of a vault that Azure RBAC opens. Identities of the stack are granted to read a secret each.",
         examples=[
             "/subscriptions/00000000-0000-0000-0000-000000000000/resourceGroups/rg-platform/providers"
             "/Microsoft.KeyVault/vaults/platform"
         ],
     )
-    hf_token: Text = Field(
+    hf_token: Text | None = Field(
+        default=None,
         pattern=r"^[a-zA-Z0-9-]{1,127}$",
-        description="Name of the secret that holds the Hugging Face token; never the token.",
+        description="Name of the secret that holds the Hugging Face token, in the place of hf-token; never the token.",
         examples=["hugging-face"],
+    )
+    certificate: Text | None = Field(
+        default=None,
+        pattern=r"^[a-zA-Z0-9-]{1,127}$",
+        description="Name of the certificate that the edge shows, in the place of edge.tls-secret. A renewed one is "
+        "taken up by itself.",
+        examples=["llm-example-com"],
     )
 
 
@@ -475,7 +483,7 @@ class Settings(_Described):
     )
     key_vault: KeyVaultSettings | None = Field(
         default=None,
-        description="A vault that holds the Hugging Face token, in the place of hf-token: docs/key-vault.md.",
+        description="A vault that holds the Hugging Face token, the edge's certificate, or both: docs/key-vault.md.",
         examples=[
             {
                 "id": "/subscriptions/00000000-0000-0000-0000-000000000000/resourceGroups/rg-platform/providers"

@@ -28,6 +28,7 @@ POOL = "azure-native:containerservice:AgentPool"
 BUDGET = "azure-native:consumption:Budget"
 SERVICE = "kubernetes:core/v1:Service"
 KUBERNETES_SECRET = "kubernetes:core/v1:Secret"  # noqa: S105  a type
+SECRET_CLASS = "kubernetes:secrets-store.csi.x-k8s.io/v1:SecretProviderClass"  # noqa: S105  a type
 NETWORK_POLICY = "kubernetes:networking.k8s.io/v1:NetworkPolicy"
 INGRESSES = ("kubernetes:networking.k8s.io/v1:Ingress", "kubernetes:gateway.networking.k8s.io/v1:Gateway")
 #: What holds a pod template, and where.
@@ -155,14 +156,13 @@ def _no_open_endpoint(stack: Stack) -> Iterator[Violation]:
         annotations = _at(service.props, "metadata", "annotations") or {}
         if kind == "LoadBalancer" and str(annotations.get(INTERNAL, "")).lower() == "true":
             continue
-        files = {
-            item for _, template in stack.pods() if _matches(selector, template) for item in _secret_items(template)
-        }
+        behind = [template for _, template in stack.pods() if _matches(selector, template)]
+        files = {item for template in behind for item in (*_secret_items(template), *_vault_items(template, stack))}
         for needed, words in (
-            ("tls.crt", "TLS (no pod behind it mounts tls.crt)"),
-            ("keys.map", "API keys (no pod behind it mounts keys.map)"),
+            ({"tls.crt", "edge.pem"}, "TLS (no pod behind it mounts tls.crt, or edge.pem from a vault)"),
+            ({"keys.map"}, "API keys (no pod behind it mounts keys.map)"),
         ):
-            if needed not in files:
+            if not needed & files:
                 yield Violation(resource=service.name, message=f"is reachable from the internet without {words}")
     for ingress in stack.of(*INGRESSES):
         listeners = _at(ingress.props, "spec", "listeners") or ()
@@ -478,6 +478,14 @@ def _secret_items(template: Mapping[str, Any]) -> Iterator[str]:
         for source in (volume, *(_at(volume, "projected", "sources") or ())):
             for item in _at(source, "secret", "items") or ():
                 yield from (str(item.get("key")), str(item.get("path")).rpartition("/")[2])
+
+
+def _vault_items(template: Mapping[str, Any], stack: Stack) -> Iterator[str]:
+    """Names of the files that the pods mount from a vault."""
+    classes = {_at(one.props, "metadata", "name"): one.props for one in stack.of(SECRET_CLASS)}
+    for volume in _at(template, "spec", "volumes") or ():
+        found = classes.get(_at(volume, "csi", "volumeAttributes", "secretProviderClass"), {})
+        yield from re.findall(r"objectAlias: (\S+)", str(_at(found, "spec", "parameters", "objects")))
 
 
 def _monthly_cost(stack: Stack) -> tuple[float, list[str]]:

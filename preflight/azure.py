@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fnmatch
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum
@@ -14,11 +15,14 @@ from planning import catalogue
 from planning.capacity import GpuPoolPlan
 from planning.cluster import SYSTEM_FAMILY, SYSTEM_VCPUS, SYSTEM_VM_SIZE, ClusterPlan
 from planning.existing_cluster import MIN_KUBERNETES, ExistingClusterPlan
+from planning.key_vault import KeyVaultPlan
 from planning.plan import StackPlan
 from preflight import needs
 from preflight.checks import Check, NotDone, Once, Result, Status
 from preflight.resource_manager import ResourceManager, asking
 
+#: https://learn.microsoft.com/rest/api/keyvault/keyvault/secrets/get: of a secret, all but its value.
+VAULT_API = "2023-07-01"
 QUOTA_PAGE = "https://portal.azure.com/#view/Microsoft_Azure_Capacity/QuotaMenuBlade/~/myQuotas"
 
 
@@ -54,6 +58,7 @@ def checks(plan: StackPlan, azure: ResourceManager) -> list[Check]:
             for _ in plan.gpu_pools[:1]
             if any(pool.capacity_reservation_group for pool in plan.gpu_pools)
         ),
+        *([check("key-vault", lambda: _key_vault(vault, azure))] if (vault := plan.key_vault) else ()),
     ]
 
 
@@ -453,6 +458,57 @@ def _quota(plan: StackPlan, azure: ResourceManager, existing: Existing) -> Itera
             yield Result(check="quota", status=Status.PROBLEM, message=f"{message}: {short} too few", remedy=remedy)
         else:
             yield Result(check="quota", status=Status.OK, message=f"{message}: enough")
+
+
+# The vault.
+
+
+def _key_vault(plan: KeyVaultPlan, azure: ResourceManager) -> Iterator[Result]:
+    """Whether it opens by roles, to the cluster's network, and has what the plan reads of it; never a value."""
+
+    def result(status: Status, message: str, remedy: str = "") -> Result:
+        return Result(check="key-vault", status=status, message=message, remedy=remedy)
+
+    name, subscription = plan.vault, plan.id.split("/")[2]
+    resources = azure.resources_of(subscription).resources
+
+    def properties_of(id_: str) -> dict[str, Any]:
+        return dict(resources.get_by_id(id_.lstrip("/"), api_version=VAULT_API).properties)
+
+    with asking(f"key vault {name}"):
+        try:
+            found = properties_of(plan.id)
+        except ResourceNotFoundError:
+            remedy = "Correct key-vault.id, or ask whoever owns it for Reader on it."
+            yield result(Status.PROBLEM, f"key vault {name} is not there for this sign-in", remedy)
+            return
+        by_roles = bool(found.get("enableRbacAuthorization"))
+        rules = found.get("networkAcls") or {}
+        closed = found.get("publicNetworkAccess") == "Disabled" or rules.get("defaultAction") == "Deny"
+    if not by_roles:
+        remedy = f"Its owner runs `az keyvault update --name {name} --enable-rbac-authorization true`."
+        message = f"key vault {name} opens by access policies, and the stack's identities have roles"
+        yield result(Status.PROBLEM, message, remedy)
+    if closed:
+        remedy = "Let the cluster's subnet in (a rule, or a private endpoint in its network), or its pods wait in vain."
+        yield result(Status.WARNING, f"key vault {name} does not answer everybody on the internet", remedy)
+    for secret in plan.secrets:
+        what = f"{secret.secret} in key vault {name}"
+        with asking(what):
+            try:
+                attributes = properties_of(plan.scope(secret)).get("attributes") or {}
+            except ResourceNotFoundError:
+                remedy = (
+                    f"`az keyvault secret show --vault-name {name} --name {secret.secret} --query id` looks for it."
+                )
+                yield result(Status.PROBLEM, f"there is no {what}", remedy)
+                continue
+            ended = attributes.get("exp") is not None and float(attributes["exp"]) <= time.time()
+        if attributes.get("enabled") is False or ended:
+            word, remedy = "has expired" if ended else "is disabled", "Put a new version there."
+            yield result(Status.PROBLEM, f"{what} {word}", remedy)
+        elif by_roles:
+            yield result(Status.OK, f"{what} is there")
 
 
 # Reserved capacity.

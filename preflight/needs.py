@@ -31,6 +31,7 @@ METRICS = (
     "Microsoft.Insights/dataCollectionRuleAssociations",
 )
 GRAFANA = ("Microsoft.Dashboard/grafana",)
+SIGN_IN = ("Microsoft.ManagedIdentity/userAssignedIdentities/federatedIdentityCredentials",)
 #: In a cluster that is not the stack's.
 IN_EXISTING = ("Microsoft.ContainerService/managedClusters/agentPools",)
 #: For what the stack keeps beside it.
@@ -42,7 +43,6 @@ BESIDE_EXISTING = (
 WEIGHTS = (
     "Microsoft.Storage/storageAccounts",
     "Microsoft.Storage/storageAccounts/blobServices/containers",
-    "Microsoft.ManagedIdentity/userAssignedIdentities/federatedIdentityCredentials",
 )
 BUDGET = ("Microsoft.Consumption/budgets",)
 
@@ -72,7 +72,7 @@ BEHIND_METRICS = "Microsoft.AlertsManagement"
 
 def resource_types(plan: StackPlan) -> tuple[str, ...]:
     """The types that the stack declares."""
-    cluster, weights = plan.cluster, WEIGHTS if plan.weight_store else ()
+    cluster, weights = plan.cluster, (*WEIGHTS, *SIGN_IN) if plan.weight_store else ()
     if isinstance(cluster, ExistingClusterPlan):
         made = IN_EXISTING if plan.pools_to_make else ()
         return (*made, *(BESIDE_EXISTING if cluster.has_resource_group else ()), *weights)
@@ -83,6 +83,7 @@ def resource_types(plan: StackPlan) -> tuple[str, ...]:
         *(METRICS if plan.monitoring else ()),
         *(GRAFANA if plan.monitoring and plan.monitoring.grafana else ()),
         *(BUDGET if cluster.budget else ()),
+        *(SIGN_IN if plan.key_vault and not weights else ()),
         *weights,
     )
 
@@ -99,14 +100,16 @@ def actions(plan: StackPlan) -> tuple[str, ...]:
 
 
 def actions_elsewhere(plan: StackPlan) -> Mapping[str, tuple[str, ...]]:
-    """The same for what is not the stack's, by its id: a cluster, a subnet, a capacity reservation group."""
+    """The same for what is not the stack's, by its id: a cluster, a subnet, a reservation group, a vault's secret."""
     cluster = plan.cluster
     if isinstance(cluster, ExistingClusterPlan):
         there = (*_verbs(IN_EXISTING), "Microsoft.ContainerService/managedClusters/read", CREDENTIALS)
         joined = {cluster.subnet_id: (JOIN,)} if cluster.subnet_id else {}
         return ({cluster.id: there} | joined) if cluster.id else {}
     subnet = cluster.network.subnet_id
-    return {grant.scope: (GRANT, JOIN) if grant.scope == subnet else (GRANT,) for grant in cluster.grants}
+    wanted = {grant.scope: (GRANT, JOIN) if grant.scope == subnet else (GRANT,) for grant in cluster.grants}
+    vault = plan.key_vault
+    return wanted | ({vault.scope(secret): (GRANT,) for secret in vault.secrets} if vault else {})
 
 
 def providers(plan: StackPlan) -> tuple[str, ...]:

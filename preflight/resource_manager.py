@@ -99,9 +99,13 @@ class ResourceManager:
     @property
     def resources(self) -> Any:
         """Microsoft.Resources: the registration of resource providers."""
+        return self.resources_of(self.subscription)
+
+    def resources_of(self, subscription: str) -> Any:
+        """The same of any subscription: a vault may be in another one than the stack."""
         from azure.mgmt.resource.resources import ResourceManagementClient
 
-        return self._client(ResourceManagementClient, self.subscription)
+        return self._client(ResourceManagementClient, subscription)
 
     @property
     def subscriptions(self) -> Any:

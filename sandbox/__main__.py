@@ -563,7 +563,8 @@ def read_config(file: Path, overrides: Sequence[str], token: str, kubeconfig: st
     for key, value in settings.items():
         if isinstance(value, Mapping) and set(value) == {"secure"} and key not in (TOKEN, KUBECONFIG):
             raise RefusedError(f"{key} is encrypted for the Pulumi CLI and the sandbox has no key: use --set {key}=...")
-    elsewhere = {} if settings.get(VAULT) is None else None  # with a vault the stack holds no token
+    vault = settings.get(VAULT)
+    elsewhere = None if isinstance(vault, Mapping) and vault.get("hf-token") else {}
     stand_ins = {TOKEN: token} if isinstance(settings.get(TOKEN, elsewhere), Mapping) else {}
     if isinstance(settings.get(KUBECONFIG), Mapping):
         if not kubeconfig:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+
 from sandbox.engine import Recording
 from tests.components.harness import CLUSTER, DEPLOYMENT, GRANT, JOB, SECRET, Record
 
@@ -55,6 +57,33 @@ def test_the_role_is_on_one_secret_and_the_service_account_signs_in_for_it(recor
     assert granted.inputs["scope"] == f"{ID}/secrets/hugging-face"
     assert "4633458b-17de-408a-b874-0445c86b69e6" in granted.inputs["roleDefinitionId"]
     assert recording.one(CREDENTIAL).inputs["subject"] == "system:serviceaccount:vllm:model"
+
+
+def test_the_edge_mounts_the_certificate_beside_its_configuration_and_signs_in_as_itself(recorded: Record) -> None:
+    recording = recorded(preset="qwen3-8b", key_vault={"id": ID, "certificate": "llm-example-com"})
+    edge = recording.one(DEPLOYMENT, "edge-deployment").inputs["spec"]["template"]["spec"]
+    (volume,) = [v for v in edge["volumes"] if "csi" in v]
+    assert volume["csi"]["volumeAttributes"] == {"secretProviderClass": "edge-certificate"}
+    (container,) = edge["containers"]
+    (mount,) = [m for m in container["volumeMounts"] if m["name"] == volume["name"]]
+    # HAProxy runs in the configuration's folder: the file that it is told of is this one.
+    assert mount["mountPath"] == os.path.normpath(f"{container['workingDir']}/../certificate")
+    assert "subPath" not in mount, "such a mount is never renewed"
+    assert "objectAlias: edge.pem" in recording.one(CLASS).inputs["spec"]["parameters"]["objects"]
+    assert recording.one(CREDENTIAL).inputs["subject"] == "system:serviceaccount:vllm:edge"
+    (granted,) = [r for r in recording.of_type(GRANT) if "vaults" in str(r.inputs["scope"])]
+    assert granted.inputs["scope"] == f"{ID}/secrets/llm-example-com"
+    waits = {urn.rpartition("::")[2] for urn in recording.one(DEPLOYMENT, "edge-deployment").depends_on}
+    assert {"models-key-vault-certificate-class", "models-key-vault-certificate-reader-grant"} <= waits
+
+
+def test_token_and_certificate_have_an_identity_each(recorded: Record) -> None:
+    recording = recorded(key_vault={**VAULT, "certificate": "llm-example-com"})
+    subjects = {r.name: r.inputs["subject"].rpartition(":")[2] for r in recording.of_type(CREDENTIAL)}
+    assert subjects == {
+        "models-key-vault-reader-model": "model",
+        "models-key-vault-certificate-reader-edge": "edge",
+    }, "the edge, which faces the network, must not be able to read the token"
 
 
 def test_only_the_upload_job_has_the_volume_where_weights_are_streamed(recorded: Record) -> None:

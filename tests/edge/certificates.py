@@ -33,12 +33,21 @@ def make(name: str, *, days: int = 30) -> tuple[str, str]:
     return certificate.public_bytes(serialization.Encoding.PEM).decode(), private.decode()
 
 
-def put(folder: Path, name: str, *, days: int = 30) -> str:
-    """Into a folder, as the pod has them; the certificate."""
-    folder.mkdir(parents=True, exist_ok=True)
+def put(folder: Path, name: str, *, days: int = 30, vaulted: bool = False) -> str:
+    """Where the pod has them, beside the configuration's `folder` or in it; the certificate."""
     certificate, key = make(name, days=days)
-    # As the kubelet does: never half a file.
-    for file, text in (("edge.pem.key", key), ("edge.pem", certificate)):
-        (folder / "new").write_text(text)
-        (folder / "new").rename(folder / file)
+    file = place(folder, vaulted)
+    file.parent.mkdir(parents=True, exist_ok=True)
+    # The Secrets Store writes what a vault holds in one file, the private key first.
+    parts = {file: f"{key}{certificate}"} if vaulted else {file.with_name(f"{file.name}.key"): key, file: certificate}
+    for path, text in parts.items():
+        # As the kubelet does: never half a file.
+        new = path.with_name("new")
+        new.write_text(text)
+        new.rename(path)
     return certificate
+
+
+def place(folder: Path, vaulted: bool) -> Path:
+    """The file that HAProxy is told of."""
+    return (folder.parent / "certificate" if vaulted else folder) / "edge.pem"

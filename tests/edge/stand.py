@@ -32,6 +32,14 @@ def plan(**settings: Any) -> EdgePlan:
     return read_and_decide(from_pulumi({"azure-native:location": "eastus", **bag}, [], "test")).edge
 
 
+#: Instead of a Secret, for tests that take either.
+VAULT = {
+    "id": "/subscriptions/00000000-0000-0000-0000-00000000aaaa/resourceGroups/rg-platform/providers"
+    "/Microsoft.KeyVault/vaults/platform",
+    "certificate": "llm-example-com",
+}
+
+
 def write(edge: EdgePlan, folder: Path) -> Path:
     """The files as the pod has them; a certificate is added by whoever wants TLS."""
     folder.mkdir(parents=True, exist_ok=True)

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from tests.edge import certificates
-from tests.edge.stand import CHAT, plan, standing
+from tests.edge.stand import CHAT, VAULT, plan, standing
 from tests.edge.stand_in import Answer, ask, connection, read_answer, request
 
 KEY, OTHER, SLOW = "key-of-team-a", "key-of-team-b", "key-of-team-c"
@@ -206,17 +206,20 @@ async def _paths(address: tuple[str, int], count: int) -> set[int]:
     return statuses - {0}
 
 
-def test_a_renewed_certificate_is_taken_up_while_streams_go_on(tmp_path: Path) -> None:
-    asyncio.run(_renewal(tmp_path))
+@pytest.mark.parametrize("vaulted", [False, True], ids=["Secret", "vault"])
+def test_a_renewed_certificate_is_taken_up_while_streams_go_on(tmp_path: Path, vaulted: bool) -> None:
+    asyncio.run(_renewal(tmp_path / "haproxy", vaulted))
 
 
-async def _renewal(folder: Path) -> None:
-    certificates.put(folder, "llm.example.com")
+async def _renewal(folder: Path, vaulted: bool) -> None:
+    folder.mkdir()
+    certificates.put(folder, "llm.example.com", vaulted=vaulted)
     context = ssl.create_default_context()
     context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
     options: dict[str, Any] = {"ssl": context, "server_hostname": "llm.example.com"}
 
-    async with standing(folder, edge=plan(edge={"keys": KEYS, "tls-secret": "edge-tls"})) as stand:
+    edge = plan(edge={"keys": KEYS}, key_vault=VAULT) if vaulted else plan(edge={"keys": KEYS, "tls-secret": "tls"})
+    async with standing(folder, edge=edge) as stand:
 
         async def presented() -> str:
             async with connection(stand.address, **options) as (_, writer):
@@ -230,10 +233,10 @@ async def _renewal(folder: Path) -> None:
         data = request(CHAT, {"chunks": 140, "every": 0.1}, key=KEY)
         streams = [asyncio.ensure_future(ask(stand.address, data, **options)) for _ in range(16)]
         first = await presented()
-        second = certificates.put(folder, "llm.example.com")
+        second = certificates.put(folder, "llm.example.com", vaulted=vaulted)
         assert second != first
         await stand.until(lambda: renewed(second), "the renewed certificate is in use")
-        (folder / "edge.pem").write_text("half a certif")
+        certificates.place(folder, vaulted).write_text("half a certif")
         await stand.until(lambda: "cannot be used" in stand.log.read_text(), "what cannot be used is told")
         assert await presented() == second, "the one before stays in use"
         assert all(answer.done for answer in await asyncio.gather(*streams)), "a renewal cuts nobody off"

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from tests.edge import certificates, haproxy
-from tests.edge.stand import plan, write
+from tests.edge.stand import VAULT, plan, write
 
 KEYS = {
     name: {"sha256": hashlib.sha256(name.encode()).hexdigest(), **limit}
@@ -29,7 +29,13 @@ SETTINGS = [
         ({}, {"models": SEVERAL}),
         ({}, {"paths": ["/v1/models", "/tokenize"], "max-body-mib": 1024}),
     )
-] + [{"max_answer_tokens": 1}, {"max_answer_tokens": 1_000_000}, {"vllm": {"max-num-seqs": 1}}, {"replicas": 40}]
+] + [
+    {"key_vault": VAULT},
+    {"max_answer_tokens": 1},
+    {"max_answer_tokens": 1_000_000},
+    {"vllm": {"max-num-seqs": 1}},
+    {"replicas": 40},
+]
 CLUSTER = "Microsoft.ContainerService/managedClusters/platform"
 ID = f"/subscriptions/00000000-0000-0000-0000-000000000000/resourceGroups/rg/providers/{CLUSTER}"
 SETTINGS += [{"existing_cluster": {"id": ID}}]  # whose DNS server is found in resolv.conf
@@ -38,8 +44,8 @@ SETTINGS += [{"existing_cluster": {"id": ID}}]  # whose DNS server is found in r
 @pytest.mark.parametrize("settings", SETTINGS, ids=str)
 def test_every_configuration_is_accepted_without_a_warning(tmp_path: Path, settings: dict[str, Any]) -> None:
     edge = plan(**settings)
-    folder = write(edge, tmp_path)
-    certificates.put(folder, "llm.example.com")
+    folder = write(edge, tmp_path / "haproxy")
+    certificates.put(folder, "llm.example.com", vaulted="key_vault" in settings)
     words = [*haproxy.command(), "-c", "-f", "haproxy.cfg"]
     done = subprocess.run(words, cwd=folder, env=dict(edge.env), capture_output=True, text=True)
     said = done.stdout + done.stderr

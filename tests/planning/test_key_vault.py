@@ -16,6 +16,7 @@ ID = (
     "/Microsoft.KeyVault/vaults/platform"
 )
 VAULT = {"id": ID, "hf-token": "hugging-face"}
+CERTIFICATE = {"id": ID, "certificate": "llm-example-com"}
 
 
 def decided(extra: dict[str, str] | None = None, **settings: Any) -> StackPlan:
@@ -38,15 +39,17 @@ def test_a_vault_is_a_token_so_no_step_is_left_to_do() -> None:
 
 def test_replicas_that_download_read_it_themselves() -> None:
     vault = decided().key_vault
-    assert vault is not None
-    assert vault.service_accounts == ("model",)
-    assert vault.scope == f"{ID}/secrets/hugging-face", "the role must be on the one secret, not on the vault"
+    assert vault is not None and vault.token is not None
+    assert vault.token.service_accounts == ("model",)
+    scope = vault.scope(vault.token)
+    assert scope == f"{ID}/secrets/hugging-face", "the role must be on the one secret, not on the vault"
 
 
 def test_where_weights_are_streamed_only_the_upload_reads_it() -> None:
     vault = decided(weights={"source": "azure-blob"}, revision="a" * 40).key_vault
-    assert vault is not None
-    assert vault.service_accounts == ("weights.upload",), "a pod that signs in for its weights could read the token"
+    assert vault is not None and vault.token is not None
+    accounts = vault.token.service_accounts
+    assert accounts == ("weights.upload",), "a pod that signs in for its weights could read the token"
 
 
 def test_an_open_model_reads_no_vault() -> None:
@@ -64,12 +67,33 @@ def test_a_cluster_of_somebody_elses_is_refused_with_its_reason() -> None:
     assert "needs the Secrets Store add-on" in said
 
 
+def test_a_certificate_in_a_vault_is_tls_and_the_edge_alone_reads_it() -> None:
+    plan = decided(key_vault=CERTIFICATE, preset="qwen3-8b")
+    vault = plan.key_vault
+    assert vault is not None and vault.certificate is not None and vault.token is None
+    assert vault.certificate.service_accounts == ("edge",)
+    assert plan.edge.tls and plan.edge.scheme == "https"
+    assert not [f for f in plan.findings if "clear text" in f.message]
+    public = {"access": "public", "host": "llm.example.com", "keys": {"team-a": {"sha256": "a" * 64}}}
+    assert decided(key_vault=CERTIFICATE, preset="qwen3-8b", edge=public).edge.public
+
+
+def test_a_vault_with_a_certificate_alone_leaves_the_token_to_do() -> None:
+    steps = [f for f in decided(key_vault=CERTIFICATE).findings if f.severity is Severity.STEP]
+    assert any("hf-token is not set" in step.message for step in steps)
+
+
+def test_the_certificate_in_two_places_is_refused() -> None:
+    said = refusals(key_vault=CERTIFICATE, edge={"tls-secret": "edge-tls"})
+    assert "key-vault.certificate = llm-example-com: stands beside edge.tls-secret" in said
+
+
 @pytest.mark.parametrize(
     ("vault", "message"),
     [
         ({"id": "platform", "hf-token": "a"}, "must be the id of a vault"),
         ({"id": ID, "hf-token": "my_secret"}, "key-vault.hf-token"),
-        ({"id": ID}, "key-vault.hf-token"),
+        ({"id": ID}, "names nothing that the stack reads"),
         ({"hf-token": "a"}, "key-vault.id"),
         ({**VAULT, "hf-tokn": "a"}, "is not a key of this program"),
     ],

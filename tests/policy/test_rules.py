@@ -15,6 +15,7 @@ import pytest
 from gitops import policies
 from policy import rules
 from policy.rules import SECRET, Exemption, Outcome, Resource, Stack
+from tests.components.harness import recorded_preview
 
 DIGEST = f"sha256:{'a' * 64}"
 COMMIT = "6f6073b423013f6a7d4d9f39144961bfbfbc386b"
@@ -234,6 +235,26 @@ def test_a_violation_is_told_by_its_policy_alone(policy: str, change: Any, named
 
 def test_every_policy_is_violated_by_some_stack() -> None:
     assert {policy for policy, *_ in VIOLATIONS} == {rule.name for rule in rules.RULES}
+
+
+VAULT = {
+    "id": "/subscriptions/00000000-0000-0000-0000-00000000aaaa/resourceGroups/rg-platform/providers"
+    "/Microsoft.KeyVault/vaults/platform",
+    "certificate": "llm-example-com",
+}
+
+
+@pytest.mark.parametrize(
+    "certificate", [{"edge": {"tls-secret": "edge-tls"}}, {"key-vault": VAULT}], ids=["Secret", "vault"]
+)
+def test_what_the_program_declares_for_an_endpoint_on_the_internet_holds(certificate: dict[str, Any]) -> None:
+    """The stacks above are made by hand: this one shows that the policy looks where the program puts things."""
+    edge = {"access": "public", "host": "llm.example.com", "keys": {"team-a": {"sha256": "a" * 64}}}
+    settings = {**certificate, "edge": {**edge, **certificate.get("edge", {})}}
+    outcomes = rules.run(policies.of_recording(recorded_preview("test", preset="qwen3-8b", **settings)), [])
+    (open_endpoint,) = [each for each in outcomes if each.rule.name == "no-open-endpoint"]
+    assert open_endpoint.subjects
+    assert not open_endpoint.violations
 
 
 @pytest.mark.parametrize("rule", rules.RULES, ids=lambda rule: rule.name)

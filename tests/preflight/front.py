@@ -86,6 +86,8 @@ class Front:
         self.previews: set[str] = set()
         self.reserved: list[tuple[str, int, int, list[str]]] | None = None  # size, nodes, taken, zones
         self.reserved_in = REGION
+        self.vault: Json = {"enableRbacAuthorization": True, "publicNetworkAccess": "Enabled"}
+        self.vault_secrets: dict[str, Json] = {"hugging-face": {"enabled": True}}
         self.price: float | None = 98.32
         self.licence_accepted = True
         self.token_valid = True
@@ -134,6 +136,8 @@ class Front:
             (rf"{own}/providers/([\w.]+)", "providers", self._provider),
             (r".*/capacityReservationGroups/([\w-]+)", "reservation-group", self._reservation_group),
             (r".*/capacityReservationGroups/[\w-]+/capacityReservations", "reservations", self._reservations),
+            (r".*/providers/Microsoft.KeyVault/vaults/([\w-]+)", "vault", self._vault),
+            (r".*/providers/Microsoft.KeyVault/vaults/[\w-]+/secrets/([\w-]+)", "secret", self._secret),
             (cluster, "cluster", self._cluster),
             (rf"{cluster}/agentPools", "pools", lambda *_, **__: {"value": self.pools}),
             (r"/api/retail/prices", "prices", self._prices),
@@ -240,6 +244,16 @@ class Front:
         if self.reserved is None:
             return Broken(404, text=json.dumps({"error": {"code": "ResourceNotFound", "message": name}}))
         return {"name": name, "location": self.reserved_in}
+
+    def _vault(self, name: str, **_: Any) -> Json | Broken:
+        if not self.vault:
+            return Broken(404, text=json.dumps({"error": {"code": "ResourceNotFound", "message": name}}))
+        return {"name": name, "properties": self.vault}
+
+    def _secret(self, name: str, **_: Any) -> Json | Broken:
+        if name not in self.vault_secrets:
+            return Broken(404, text=json.dumps({"error": {"code": "SecretNotFound", "message": name}}))
+        return {"name": name, "properties": {"attributes": self.vault_secrets[name]}}
 
     def _reservations(self, **_: Any) -> Json:
         return {

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from azure.core.exceptions import ClientAuthenticationError
@@ -513,6 +514,13 @@ def test_the_quota_checked_is_the_quota_planned(front: Front) -> None:
 # What the stack needs.
 
 
+IN_VAULT = [
+    "key-vault.id=/subscriptions/00000000-0000-0000-0000-00000000dddd/resourceGroups/rg-platform/providers"
+    "/Microsoft.KeyVault/vaults/platform",
+    "key-vault.hf-token=hugging-face",
+]
+
+
 def assert_needs_are_declared(stack: str, changes: list[str]) -> None:
     config = read_config(ROOT / f"stacks/Pulumi.{stack}.yaml", changes, "hf_" + "x" * 34)
     recording = record(ROOT, stack, config.values, config.secret_keys)
@@ -536,8 +544,10 @@ def test_the_needs_are_what_the_program_declares(stack: str) -> None:
         ["add-ons=[managed-prometheus]"],
         ["add-ons=[managed-prometheus, managed-grafana]"],
         [f"network.subnet-id={SUBNET}"],
+        IN_VAULT,
+        [*IN_VAULT, "weights.source=hugging-face"],
     ],
-    ids=["budget", "add-ons", "metrics", "grafana", "own-subnet"],
+    ids=["budget", "add-ons", "metrics", "grafana", "own-subnet", "vault", "vault-without-weights"],
 )
 def test_the_needs_follow_the_settings(changes: list[str]) -> None:
     assert_needs_are_declared("prod", changes)
@@ -559,6 +569,50 @@ def test_a_subnet_of_somebody_else_is_asked_for_on_its_own(front: Front) -> None
     assert [result.status for result in results] == [Status.OK, Status.PROBLEM]
     assert "subnets/join/action" in results[1].message
     assert f"--scope {SUBNET}" in results[1].remedy
+
+
+# The vault.
+
+
+def test_a_vault_that_has_the_token_and_opens_by_roles_is_good(front: Front) -> None:
+    (result,) = look(front, planned("prod", IN_VAULT))["key-vault"]
+    assert (result.status, result.message) == (Status.OK, "hugging-face in key vault platform is there")
+
+
+@pytest.mark.parametrize(
+    ("vault", "secrets", "words"),
+    [
+        (None, {}, ["key vault platform is not there"]),
+        ({"enableRbacAuthorization": True}, {}, ["there is no hugging-face"]),
+        ({"enableRbacAuthorization": True}, {"hugging-face": {"enabled": False}}, ["is disabled"]),
+        ({"enableRbacAuthorization": True}, {"hugging-face": {"enabled": True, "exp": 1}}, ["has expired"]),
+        ({"enableRbacAuthorization": False}, {}, ["opens by access policies", "there is no hugging-face"]),
+    ],
+    ids=["no-vault", "no-secret", "disabled", "expired", "two-at-once"],
+)
+def test_a_vault_that_would_leave_pods_waiting_is_a_problem(
+    front: Front, vault: dict[str, Any] | None, secrets: dict[str, Any], words: list[str]
+) -> None:
+    front.vault, front.vault_secrets = vault, secrets
+    results = look(front, planned("prod", IN_VAULT))["key-vault"]
+    assert [result.status for result in results] == [Status.PROBLEM] * len(words), results
+    for result, said in zip(results, words, strict=True):
+        assert said in result.message and result.remedy
+
+
+@pytest.mark.parametrize(
+    "rules", [{"publicNetworkAccess": "Disabled"}, {"networkAcls": {"defaultAction": "Deny"}}], ids=["off", "firewall"]
+)
+def test_a_vault_behind_a_firewall_is_told(front: Front, rules: dict[str, Any]) -> None:
+    front.vault = {"enableRbacAuthorization": True, **rules}
+    warning, good = look(front, planned("prod", IN_VAULT))["key-vault"]
+    assert (warning.status, good.status) == (Status.WARNING, Status.OK)
+
+
+def test_the_right_to_grant_on_the_secret_is_looked_at(front: Front) -> None:
+    front.assigned = [(f"/subscriptions/{SUBSCRIPTION}/resourceGroups/rg-aks-vllm-prod", OWNER, None)]
+    problem = only(look(front, planned("prod", IN_VAULT))["roles"], Status.PROBLEM)
+    assert "has no role for hugging-face" in problem.message
 
 
 # Zones, spot and reservations.

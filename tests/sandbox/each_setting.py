@@ -124,6 +124,7 @@ CASES: tuple[Case, ...] = (
     Case("registry.abac", {"registry": {**_REGISTRY, "abac": True}}, {"registry": _REGISTRY}),
     Case("key-vault.id", {"key-vault": {**_VAULT, "id": f"{_VAULT['id']}-two"}}, _IN_VAULT),
     Case("key-vault.hf-token", {"key-vault": {**_VAULT, "hf-token": "other"}}, _IN_VAULT),
+    Case("key-vault.certificate", {"key-vault": {**_VAULT, "certificate": "llm-example-com"}}, _IN_VAULT),
     Case("hf-token", {"preset": "qwen3-8b", "hf-token": None}, {"preset": "qwen3-8b"}),
     Case("network.vnet-cidr", {"network": {"vnet-cidr": "10.224.0.0/15"}}),
     Case("network.node-subnet-cidr", {"network": {"node-subnet-cidr": "10.224.16.0/20"}}),
