@@ -17,7 +17,7 @@ VAULT = (
 )
 SETTINGS = (
     "add-ons=[managed-prometheus, managed-grafana, log-analytics]",
-    f"key-vault={{id: {VAULT}, hf-token: hugging-face}}",
+    f"key-vault={{id: {VAULT}, hf-token: hugging-face, certificate: llm-example-com}}",
 )
 UP = ("up", *(part for setting in SETTINGS for part in ("--set", setting)))
 
@@ -32,15 +32,17 @@ def test_a_stack_with_a_vault_and_with_metrics_comes_up_and_stays_as_it_is(proje
     done = project.run(*UP)
     (model,) = [row for row in done["workloads"] if row["name"] == "model"]
     assert model["ready"] == model["replicas"] == 2
+    assert done["outputs"]["endpoints"]["model"].startswith("https://")
     assert done["outputs"]["grafana"].startswith("https://graf-sandbox-")
     again = project.run(*UP)
     assert set(again["changes"]) == {"same"}, "a second update would change something"
 
     core = client.CoreV1Api(project.api())
-    replicas: Any = core.list_namespaced_pod("vllm", label_selector="app.kubernetes.io/name=vllm")
-    for pod in replicas.items:
-        (mounted,) = [volume.csi for volume in pod.spec.volumes if volume.csi]
-        assert mounted.volume_attributes == {"secretProviderClass": "hugging-face-token"}
+    for name, secret_class in (("vllm", "hugging-face-token"), ("vllm-edge", "edge-certificate")):
+        running: Any = core.list_namespaced_pod("vllm", label_selector=f"app.kubernetes.io/name={name}")
+        for pod in running.items:
+            (mounted,) = [volume.csi for volume in pod.spec.volumes if volume.csi]
+            assert mounted.volume_attributes == {"secretProviderClass": secret_class}
     secrets: Any = core.list_namespaced_secret("vllm")
     assert not secrets.items, "the token would be in the cluster, and in the state"
     assert pod_monitors(project) == {"replicas", "edge"}
