@@ -33,9 +33,9 @@ def figures() -> list[Figure]:
         expected = world.holds()
         pairs = [(name, fault) for name in names for fault in FAULTS]
         failed = []
-        # Not forked: the program above has left threads.
+        # Not forked, as the program above has left threads; and not for long, as a program that has run leaves objects.
         started_anew = multiprocessing.get_context("spawn")
-        with ProcessPoolExecutor(os.cpu_count(), mp_context=started_anew) as pool:
+        with ProcessPoolExecutor(os.cpu_count(), mp_context=started_anew, max_tasks_per_child=8) as pool:
             running = {pool.submit(_said, folder, *pair, expected): pair for pair in pairs}
             for number, done in enumerate(as_completed(running), 1):
                 said = done.result()
