@@ -18,7 +18,7 @@ from pathlib import Path
 from pulumi.provider.experimental import provider as sdk
 
 from bench.figure import Figure
-from planning.diff import CLUSTER_SECONDS
+from planning.diff_update import CLUSTER_SECONDS
 from planning.plan import read_and_decide
 from planning.stack_file import from_pulumi
 from sandbox.state import ResourceState

@@ -8,7 +8,7 @@ import os
 import sys
 import tempfile
 from collections import Counter
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor, as_completed
 from pathlib import Path
 
 from bench.figure import Figure
@@ -31,18 +31,13 @@ def figures() -> list[Figure]:
         steps = world.run("up").steps
         names = [step.name for step in steps if step.custom and not step.type.startswith("pulumi:")]
         expected = world.holds()
-        pairs = [(name, fault) for name in names for fault in FAULTS]
-        failed = []
-        # Not forked, as the program above has left threads; and not for long, as a program that has run leaves objects.
-        started_anew = multiprocessing.get_context("spawn")
-        with ProcessPoolExecutor(os.cpu_count(), mp_context=started_anew, max_tasks_per_child=8) as pool:
-            running = {pool.submit(_said, folder, *pair, expected): pair for pair in pairs}
+        failed, pairs = list[str](), len(names) * len(FAULTS)
+        with ThreadPoolExecutor(os.cpu_count()) as pool:
+            running = {pool.submit(_apart, folder, name, expected): name for name in names}
             for number, done in enumerate(as_completed(running), 1):
-                said = done.result()
-                failed += [said] if said else []
-                name, fault = running[done]
-                print(f"  {number}/{len(pairs)} {name}, {fault}{': ' + said if said else ''}", file=sys.stderr)
-    good = len(pairs) - len(failed)
+                failed += done.result()
+                print(f"  {number}/{len(names)} {running[done]}", *done.result(), sep="\n    ", file=sys.stderr)
+    good = pairs - len(failed)
     return [
         Figure(
             what="failures at one resource that the next up does not overcome, or that leave something behind",
@@ -50,16 +45,24 @@ def figures() -> list[Figure]:
             value=len(failed),
             limit=0,
             unit="",
-            detail=f"{good} of {len(pairs)} converge: {len(names)} resources × {len(FAULTS)} faults",
+            detail=f"{good} of {pairs} converge: {len(names)} resources × {len(FAULTS)} faults",
         )
     ]
 
 
-def _said(folder: str, name: str, fault: str, expected: Counter[str]) -> str:
-    """What went wrong with one pair; nothing where it converges."""
-    with tempfile.TemporaryDirectory(dir=folder) as place:
-        try:
-            converges(Path(place), name, fault, expected, EVERYTHING)
-        except Exception as problem:
-            return f"{name}, {fault}: {problem}"
-    return ""
+def _apart(folder: str, name: str, expected: Counter[str]) -> list[str]:
+    """One resource in a process of its own: a program that has run leaves objects, and threads that no fork has."""
+    with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as process:
+        return process.submit(_failed, folder, name, expected).result()
+
+
+def _failed(folder: str, name: str, expected: Counter[str]) -> list[str]:
+    """The faults that one resource's creation does not overcome, and why."""
+    failed = []
+    for fault in FAULTS:
+        with tempfile.TemporaryDirectory(dir=folder) as place:
+            try:
+                converges(Path(place), name, fault, expected, EVERYTHING)
+            except Exception as problem:
+                failed.append(f"{name}, {fault}: {problem}")
+    return failed

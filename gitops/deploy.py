@@ -18,6 +18,7 @@ from typing import Any
 from gitops import preview
 from gitops.cluster import Cluster, Ready
 from gitops.tools import Tool
+from planning.words import counted
 from sandbox.cluster_api import ClusterError
 
 Say = Callable[[str], None]
@@ -48,7 +49,7 @@ def deploy(tool: Tool, say: Say, *, patience: float = PATIENCE_SECONDS) -> None:
     planned = preview.read(tool.preview())
     if planned.problems:
         raise DeployError("\n".join(["The update would be refused; nothing was changed.", *planned.problems]))
-    say(f"{tool.stack}: {_count(len(planned.changes), 'resource')} to change with {tool.name}")
+    say(f"{tool.stack}: {counted(len(planned.changes), 'resource')} to change with {tool.name}")
     commit = _head(tool.folder)
     watched = update(tool, plan, say, patience=patience)
     reason = watched.reason or "\n".join(verify(tool, plan, say))
@@ -210,10 +211,6 @@ def report(tool: Tool) -> dict[str, Any]:
     if done.returncode != 0:
         raise DeployError(f"The plan does not stand; nothing was changed.\n{done.stderr.strip()}")
     return json.loads(done.stdout)
-
-
-def _count(number: int, noun: str) -> str:
-    return f"{number} {noun}{'' if number == 1 else 's'}"
 
 
 def _head(folder: Path) -> str:

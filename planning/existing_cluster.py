@@ -11,6 +11,7 @@ from planning.capacity import GpuPoolPlan
 from planning.cluster import MAX_NODE_PROVISION_MINUTES
 from planning.findings import Finding, Problem, Severity
 from planning.network import SUBNET_ID
+from planning.words import counted, listed
 
 if TYPE_CHECKING:
     from planning.settings import ExistingClusterSettings, GpuNodes, NetworkSettings, Settings
@@ -141,12 +142,12 @@ def findings(
     grace_seconds: int,
 ) -> Iterator[Finding]:
     """What is not the stack's, and what must be true of it."""
-    made = [f"{_count(len(pools), 'GPU pool')} in it"] if cluster.id else []
+    made = [f"{counted(len(pools), 'GPU pool')} in it"] if cluster.id else []
     made += ["the device plugin"] if wants_device_plugin(asked) else []
     made += [f"namespace {asked.namespace} with what runs in it"]
     made += ["a resource group with the weights' storage account"] if cluster.has_resource_group else []
     yield _note(
-        f"The stack makes {_and(made)}. It does not own {cluster.words}, nor its network, identities, Kubernetes "
+        f"The stack makes {listed(made)}. It does not own {cluster.words}, nor its network, identities, Kubernetes "
         "version, add-ons, maintenance and budget: nothing here changes them, and `pulumi destroy` leaves them.",
         "A stack that had a cluster of its own until now deletes it with this update: docs/existing-cluster.md.",
     )
@@ -176,7 +177,7 @@ def findings(
     else:
         needs.append("a user of the kubeconfig who may write namespaces, PriorityClasses and all that is in them")
         needs += [
-            f"{_count(pool.count, 'node')} {VM_SIZE_LABEL}={pool.vm_size} with the NVIDIA driver"
+            f"{counted(pool.count, 'node')} {VM_SIZE_LABEL}={pool.vm_size} with the NVIDIA driver"
             + ("" if wants_device_plugin(asked) else f", each offering nvidia.com/gpu: {pool.gpus_per_node}")
             for pool in pools
         ]
@@ -231,11 +232,3 @@ def _streamed(settings: Settings) -> list[str]:
 
 def _note(message: str, remedy: str) -> Finding:
     return Finding(severity=Severity.NOTE, subject="stack", message=message, remedy=remedy)
-
-
-def _count(number: int, noun: str) -> str:
-    return f"{number} {noun}{'' if number == 1 else 's'}"
-
-
-def _and(items: Sequence[str]) -> str:
-    return " and ".join([", ".join(items[:-1]), items[-1]] if len(items) > 1 else items)

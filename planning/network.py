@@ -9,6 +9,7 @@ from ipaddress import IPv4Address, IPv4Network
 from typing import TYPE_CHECKING
 
 from planning.findings import Finding, Problem, Severity
+from planning.words import listed
 
 if TYPE_CHECKING:
     from planning.settings import NetworkSettings, Settings
@@ -129,7 +130,7 @@ def findings(api: ApiServerPlan, plan: NetworkPlan) -> Iterator[Finding]:
         ),
         "authorized-ranges": (
             Severity.NOTE,
-            f"The cluster's API server answers {_and(api.authorized_ip_ranges)} and the cluster's own nodes, to "
+            f"The cluster's API server answers {listed(api.authorized_ip_ranges)} and the cluster's own nodes, to "
             "whoever signs in with Entra ID and has an Azure role on the cluster; local accounts are off.",
             "Whoever runs Pulumi must come from there; a new range takes about two minutes to apply.",
         ),
@@ -280,7 +281,3 @@ def _access(settings: Settings) -> Iterator[tuple[str, object, str, str]]:
                 limit,
                 "use the address that the internet sees, or set access to private",
             )
-
-
-def _and(items: tuple[str, ...]) -> str:
-    return " and ".join([", ".join(items[:-1]), items[-1]] if len(items) > 1 else items)

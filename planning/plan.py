@@ -54,6 +54,7 @@ from planning.serving_plan import ServingPlan
 from planning.serving_rate import Workload
 from planning.startup import StartupBudget
 from planning.weight_source import UploadPlan, WeightsPlan, WeightStorePlan
+from planning.words import listed
 
 if TYPE_CHECKING:
     from planning.settings import ModelSettings, Settings
@@ -692,7 +693,7 @@ def _steps(settings: Settings, models: Sequence[ModelPlan], stack: str) -> Itera
         yield Finding(
             severity=Severity.STEP,
             subject="stack",
-            message=f"{_and(gated)} can be read only with a Hugging Face token, and aks-vllm:hf-token is not set.",
+            message=f"{listed(gated)} can be read only with a Hugging Face token, and aks-vllm:hf-token is not set.",
             remedy="Accept the licence on huggingface.co, then run "
             f"`pulumi config set --secret aks-vllm:hf-token --stack {stack}`.",
         )
@@ -714,7 +715,7 @@ def _steps(settings: Settings, models: Sequence[ModelPlan], stack: str) -> Itera
             yield Finding(
                 severity=Severity.STEP,
                 subject=model.name,
-                message=f"Production runs what was reviewed; not known yet: {_and(unpinned)}.",
+                message=f"Production runs what was reviewed; not known yet: {listed(unpinned)}.",
                 remedy=f"Run `make pin PRESET={model.preset.name}` and commit what it fills in.",
             )
 
@@ -754,7 +755,7 @@ def _crowded(pools: Iterable[GpuPoolPlan], demands: Mapping[str, Sequence[Demand
         if ways[pool.count] is not Way.LARGEST_FIRST:
             continue
         largest = max(each.gpus for each in sharing)
-        above = _and([each.name for each in sharing if each.gpus == largest])
+        above = listed([each.name for each in sharing if each.gpus == largest])
         roomy = next((nodes for nodes, way in ways.items() if way is not Way.LARGEST_FIRST), None)
         more = f", or set gpu-nodes.min to {roomy}, which leaves room for all" if roomy else ""
         yield Finding(
@@ -820,7 +821,7 @@ def _regions(pools: Iterable[GpuPoolPlan], location: str) -> Iterator[Finding]:
             yield Finding(
                 severity=Severity.WARNING,
                 subject="stack",
-                message=f"{vm.name} has not been seen in {location}; it has in {_and(vm.regions_seen)}.",
+                message=f"{vm.name} has not been seen in {location}; it has in {listed(vm.regions_seen)}.",
                 remedy="`make preflight` asks Azure whether your subscription may have it there.",
             )
 
@@ -829,7 +830,3 @@ def _choice(value: str, known: Sequence[str]) -> str:
     near = difflib.get_close_matches(value, known, n=1, cutoff=0.5)
     listed = "`make presets` lists them" if len(known) > CHOICES_SHOWN else f"The choices are {', '.join(known)}"
     return (f"did you mean {near[0]}? " if near else "") + listed
-
-
-def _and(items: Sequence[str]) -> str:
-    return " and ".join([", ".join(items[:-1]), items[-1]] if len(items) > 1 else items)

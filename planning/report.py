@@ -11,6 +11,7 @@ from typing import IO, TYPE_CHECKING, Any
 from planning import report_page as page
 from planning.findings import Finding, Severity
 from planning.report_page import findings_by_kind, next_steps
+from planning.words import whole_minutes
 
 if TYPE_CHECKING:
     from planning.plan import StackPlan
@@ -34,7 +35,7 @@ def headline(plan: StackPlan) -> dict[str, str | int | float]:
         "gpuNodes": sum(pool.count for pool in plan.gpu_pools),
         "gpus": sum(model.layout.gpus_per_replica * model.layout.replicas for model in plan.models),
         "kvCacheTokens": sum(model.memory.kv_cache_tokens * model.layout.replicas for model in plan.models),
-        "startUpMinutes": max(page.minutes(model.startup.total_seconds) for model in plan.models),
+        "startUpMinutes": max(whole_minutes(model.startup.total_seconds) for model in plan.models),
         "gpuPricePerHourUsd": plan.cost.gpu_pools_per_hour,
     }
     return {key: value for key, value in figures.items() if value is not None}

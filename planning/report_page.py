@@ -14,6 +14,7 @@ from planning.findings import Finding, Severity
 from planning.parallelism import Alternative, alternatives
 from planning.serving_rate import held_tokens, rough, span
 from planning.sizing import Served
+from planning.words import counted, whole_minutes
 
 if TYPE_CHECKING:
     from planning.placement import PoolPlacement
@@ -101,7 +102,7 @@ def sections(plan: StackPlan, width: int = 72, code_width: int = 100) -> list[Se
 def status(plan: StackPlan) -> str:
     """Whether it can be deployed."""
     steps = sum(finding.severity is Severity.STEP for finding in plan.findings)
-    return f"Deployable after {count(steps, 'step')}." if steps else "Deployable."
+    return f"Deployable after {counted(steps, 'step')}." if steps else "Deployable."
 
 
 def verdict(plan: StackPlan) -> list[str]:
@@ -111,11 +112,11 @@ def verdict(plan: StackPlan) -> list[str]:
         layout, memory = model.layout, model.memory
         serving = "an outage" if model.rollout.update_outage_minutes else "no outage"
         lines.append(
-            f"{model.name}: {count(layout.replicas, 'replica')} × {count(layout.gpus_per_replica, 'GPU')} hold "
+            f"{model.name}: {counted(layout.replicas, 'replica')} × {counted(layout.gpus_per_replica, 'GPU')} hold "
             f"{memory.max_concurrency:.1f} requests of {memory.max_model_len:,} tokens each; an update is {serving}; "
             f"first answer about {duration(model.startup.total_seconds)} after the node is asked for."
         )
-    nodes = count(sum(pool.count for pool in plan.gpu_pools), "GPU node")
+    nodes = counted(sum(pool.count for pool in plan.gpu_pools), "GPU node")
     hourly = plan.cost.gpu_pools_per_hour
     return [*lines, f"{nodes}: " + ("price not known." if hourly is None else f"${hourly:,.2f} an hour.")]
 
@@ -247,7 +248,7 @@ def _model(plan: StackPlan, model: ModelPlan, width: int) -> Section:
                     ("Context", f"{memory.max_model_len:,} tokens, prompt and answer; {longer}"),
                     (
                         "Layout",
-                        f"{count(layout.replicas, 'replica')} × {count(layout.gpus_per_replica, 'GPU')} (tensor "
+                        f"{counted(layout.replicas, 'replica')} × {counted(layout.gpus_per_replica, 'GPU')} (tensor "
                         f"parallel size {layout.tensor_parallel_size}{stages}) on {layout.vm_size}, "
                         f"{layout.replicas_per_node} to a node\n{layout.reason}",
                     ),
@@ -263,7 +264,7 @@ def _model(plan: StackPlan, model: ModelPlan, width: int) -> Section:
 
 def _interruptions(model: ModelPlan) -> tuple[tuple[str, str], ...]:
     """What is promised while replicas are replaced, and what a restart costs."""
-    rollout, replicas = model.rollout, count(model.layout.replicas, "replica")
+    rollout, replicas = model.rollout, counted(model.layout.replicas, "replica")
     kept = "weights and compiled kernels" if model.weights.volume_gib else "compiled kernels"
     return (
         ("Update", rollout.update_consequence),
@@ -378,7 +379,7 @@ def serving(model: ModelPlan) -> tuple[Rows | Table, ...]:
     found, load = model.serving, model.serving.workload
     limit = f", at most {load.max_tpot_ms:g} ms a token" if load.max_tpot_ms else ""
     users = (
-        f"{count(load.users, 'user')} at any time, prompts of {load.input_tokens:,} and answers of "
+        f"{counted(load.users, 'user')} at any time, prompts of {load.input_tokens:,} and answers of "
         f"{load.output_tokens:,} tokens{limit}"
     )
     users += "" if found.asked else " (a chat, as no workload is set)"
@@ -443,7 +444,7 @@ def serving(model: ModelPlan) -> tuple[Rows | Table, ...]:
 def _served(layout: Served) -> tuple[str, ...]:
     price = layout.per_million_output_tokens
     return (
-        f"{count(layout.nodes, 'node')}, {layout.replicas} × TP {layout.tensor_parallel_size}",
+        f"{counted(layout.nodes, 'node')}, {layout.replicas} × TP {layout.tensor_parallel_size}",
         "no" if layout.lacks else "yes",
         str(layout.users_per_replica),
         span(layout.rate.time_per_output_token_ms),
@@ -470,7 +471,7 @@ def _runs(model: ModelPlan, width: int, *, several: bool) -> Section:
                     ("Image", model.image.reference),
                     (
                         "Pod",
-                        f"{count(resources.gpus, 'GPU')}, {resources.cpu} CPUs, {resources.memory_gib} GiB memory "
+                        f"{counted(resources.gpus, 'GPU')}, {resources.cpu} CPUs, {resources.memory_gib} GiB memory "
                         f"({resources.shm_gib} of it /dev/shm), {resources.cache_gib} GiB of the OS disk for caches",
                     ),
                     ("Weights", _weights(model)),
@@ -499,9 +500,9 @@ def _weights(model: ModelPlan) -> str:
 def _nodes(plan: StackPlan) -> Section:
     cost = plan.cost
     pools = [
-        f"{pool.name}: {count(pool.count, 'node')}"
+        f"{pool.name}: {counted(pool.count, 'node')}"
         + (f", the autoscaler may make it {pool.min_count} to {pool.max_count}" if pool.autoscale else "")
-        + f" of {pool.vm_size}, {count(pool.gpus_per_node, 'GPU')} each"
+        + f" of {pool.vm_size}, {counted(pool.gpus_per_node, 'GPU')} each"
         for pool in plan.gpu_pools
     ]
     replicas = [_placed(placement, several=len(plan.gpu_pools) > 1) for placement in plan.placements]
@@ -547,8 +548,8 @@ def _placed(placement: PoolPlacement, *, several: bool) -> str:
     kinds = []
     for nodes in placement.nodes:
         held = [f"{replicas} × {name}" for name, replicas in nodes.replicas.items()]
-        held += [f"{count(nodes.idle_gpus, 'idle GPU')}"] if nodes.idle_gpus else []
-        kinds.append(f"{count(nodes.count, 'node')} with {' and '.join(held)}")
+        held += [f"{counted(nodes.idle_gpus, 'idle GPU')}"] if nodes.idle_gpus else []
+        kinds.append(f"{counted(nodes.count, 'node')} with {' and '.join(held)}")
     return f"{placement.pool}: {'; '.join(kinds)}" if several else "; ".join(kinds)
 
 
@@ -579,16 +580,6 @@ def wrapped(groups: Iterable[str], width: int, mark: str = "") -> str:
     return f"{mark}\n".join(lines)
 
 
-def count(number: int, noun: str) -> str:
-    """A number and its noun, in the plural where it is not one."""
-    return f"{number} {noun}{'' if number == 1 else 's'}"
-
-
-def minutes(seconds: int) -> int:
-    """Whole minutes that are not too few."""
-    return -(-seconds // 60)
-
-
 def duration(seconds: int) -> str:
     """Seconds, or from 90 on minutes."""
-    return f"{seconds} s" if seconds < 90 else f"{minutes(seconds)} min"
+    return f"{seconds} s" if seconds < 90 else f"{whole_minutes(seconds)} min"

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from planning.parallelism import Layout
 from planning.placement import Place, Way
 from planning.startup import MARGIN, StartupBudget
+from planning.words import whole_minutes
 
 #: Seconds for which AKS' CoreDNS may go on answering with a replica that has left the Service: `ttl 30` and `cache 30`,
 #: which its users cannot change (Azure/AKS#3661).
@@ -77,9 +78,9 @@ def plan_rollout(
         min_available_during_update=serving_in_update,
         min_available_during_drain=serving_in_drain,
         drain_limit_seconds=_drain_limit(place, nodes, startup, grace),
-        update_outage_minutes=0 if serving_in_update else _minutes(startup.restart_seconds),
+        update_outage_minutes=0 if serving_in_update else whole_minutes(startup.restart_seconds),
         update_consequence=_update(layout, place, startup, answer_seconds),
-        drain_outage_minutes=0 if serving_in_drain else _minutes(startup.total_seconds),
+        drain_outage_minutes=0 if serving_in_drain else whole_minutes(startup.total_seconds),
         drain_consequence=_drain(layout, place, nodes, startup),
     )
 
@@ -96,8 +97,8 @@ def _drain_limit(place: Place, nodes: int, startup: StartupBudget, grace: int) -
 
 
 def _update(layout: Layout, place: Place, startup: StartupBudget, answer_seconds: int) -> str:
-    restart = _minutes(startup.restart_seconds)
-    each = _minutes(PRE_STOP_SECONDS + answer_seconds + startup.restart_seconds + MIN_READY_SECONDS)
+    restart = whole_minutes(startup.restart_seconds)
+    each = whole_minutes(PRE_STOP_SECONDS + answer_seconds + startup.restart_seconds + MIN_READY_SECONDS)
     in_all = f"up to {each * layout.replicas} minutes in all."
     if place.spare:
         keeps = {1: "the only replica keeps", 2: "both replicas keep"}.get(
@@ -107,8 +108,8 @@ def _update(layout: Layout, place: Place, startup: StartupBudget, answer_seconds
     if layout.replicas > 1:
         return f"One replica at a time is replaced; {_count(layout.replicas - 1)} serving all the while; {in_all}"
     return (
-        f"An update is an outage of about {restart} minutes, and up to {_minutes(answer_seconds)} more while the last "
-        "answers finish: the only replica stops before the new one starts."
+        f"An update is an outage of about {restart} minutes, and up to {whole_minutes(answer_seconds)} more while the "
+        "last answers finish: the only replica stops before the new one starts."
     )
 
 
@@ -117,7 +118,7 @@ def _drain(layout: Layout, place: Place, nodes: int, startup: StartupBudget) -> 
     if serving:
         together = "one replica" if down == 1 else f"up to {down} replicas"
         return f"A node drain takes {together} at a time; {_count(serving)} serving on other nodes."
-    outage = f"an outage of about {_minutes(startup.total_seconds)} minutes, one start-up on a new node. "
+    outage = f"an outage of about {whole_minutes(startup.total_seconds)} minutes, one start-up on a new node. "
     outage += "The disruption budget allows it, or no node could ever be updated."
     if place.way is Way.LARGEST_FIRST and nodes > 1:
         return f"A node drain may take every replica along, as larger models then come for their GPUs: {outage}"
@@ -125,10 +126,6 @@ def _drain(layout: Layout, place: Place, nodes: int, startup: StartupBudget) -> 
     if nodes > 1 and layout.replicas > 1:
         return f"A node drain may take every replica along, where they stand on one node: {outage}"
     return f"Draining the node takes {replicas} along: {outage}"
-
-
-def _minutes(seconds: int) -> int:
-    return math.ceil(seconds / 60)
 
 
 def _count(replicas: int) -> str:

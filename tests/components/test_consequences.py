@@ -8,8 +8,9 @@ from typing import Any
 import pytest
 import yaml
 
-from planning import diff, report, stack_file
-from planning.diff import Kind, Side
+from planning import diff, diff_update, report, stack_file
+from planning.diff_update import Kind
+from planning.diff_words import Side
 from planning.plan import read_and_decide
 from sandbox.engine import Recording, Registration
 from tests.components.harness import AGENT_POOL, CLUSTER, DEPLOYMENT, ROOT, TOKEN_KEY, Record, stack_config
@@ -87,7 +88,9 @@ def test_replicas_are_said_to_be_replaced_exactly_where_their_pods_differ(
     assert old is not None
     assert new is not None
     declared = _template(_recording(recorded, {})) != _template(_recording(recorded, chosen))
-    assert diff.rolls(old["models"][0], new["models"][0]) == declared, "IN_THE_POD of planning/diff.py is not complete"
+    assert diff_update.rolls(old["models"][0], new["models"][0]) == declared, (
+        "IN_THE_POD of planning/diff_update.py is not complete"
+    )
 
 
 @pytest.mark.parametrize("chosen", SETTINGS, ids=str)
