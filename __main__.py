@@ -55,12 +55,12 @@ else:
 pools: list[GpuPool] = []
 for pool in plan.pools_to_make:
     pools.append(GpuPool(f"gpu-{pool.name}", GpuPoolArgs(plan=pool, cluster=cluster, after=pools[-1:])))
-grafana = None
+monitoring = None
 if isinstance(cluster, Cluster):
     ClusterCare("cluster-care", ClusterCareArgs(plan=cluster.plan, names=plan.names, cluster=cluster, after=pools))
     if plan.monitoring is not None:
         watched = MonitoringArgs(plan=plan.monitoring, names=plan.names, cluster=cluster)
-        grafana = Monitoring("monitoring", watched).grafana_url
+        monitoring = Monitoring("monitoring", watched)
 kubeconfig, token = (pulumi.Config().get_secret(key) for key in ("kubeconfig", "hf-token"))
 reach = KubernetesAccessArgs(plan=plan.cluster, cluster=cluster, pools=pools, kubeconfig=kubeconfig)
 access = KubernetesAccess("access", reach)
@@ -75,8 +75,8 @@ models = ModelAccess("models", shared, access.in_cluster)
 store, uploads = weights(plan, cluster, models, access.in_cluster)
 reachable = NetworkPoliciesArgs(plans=plan.network_policies, by_name=plan.name_policies, store=store, access=models)
 NetworkPolicies("network", reachable, access.in_cluster)
-if plan.monitoring is not None:
-    fetched = PodMonitorsArgs(plan=plan.monitoring, access=models)
+if plan.monitoring is not None and monitoring is not None:
+    fetched = PodMonitorsArgs(plan=plan.monitoring, access=models, after=monitoring)
     PodMonitors("metrics", fetched, access.in_cluster)
 serving: list[pulumi.Resource] = []
 for model in plan.models:
@@ -94,7 +94,7 @@ pulumi.export("endpoints", edge.urls)
 if cluster.name:
     pulumi.export("cluster", cluster.name)
 pulumi.export("kubeconfig", access.kubeconfig)
-if grafana:
-    pulumi.export("grafana", grafana)
+if monitoring is not None and monitoring.grafana_url is not None:
+    pulumi.export("grafana", monitoring.grafana_url)
 for key, value in {**report.headline(plan), "readme": report.next_steps(plan)}.items():
     pulumi.export(key, value)

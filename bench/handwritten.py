@@ -150,7 +150,20 @@ def main() -> None:
         api_server_access_profile=containerservice.ManagedClusterAPIServerAccessProfileArgs(disable_run_command=True),
         oidc_issuer_profile=containerservice.ManagedClusterOIDCIssuerProfileArgs(enabled=True),
         security_profile=containerservice.ManagedClusterSecurityProfileArgs(
-            workload_identity=containerservice.ManagedClusterSecurityProfileWorkloadIdentityArgs(enabled=True)
+            workload_identity=containerservice.ManagedClusterSecurityProfileWorkloadIdentityArgs(enabled=True),
+            image_cleaner=containerservice.ManagedClusterSecurityProfileImageCleanerArgs(enabled=False),
+            defender=containerservice.ManagedClusterSecurityProfileDefenderArgs(
+                security_monitoring=containerservice.ManagedClusterSecurityProfileDefenderSecurityMonitoringArgs(
+                    enabled=False
+                )
+            ),
+        ),
+        addon_profiles={
+            name: containerservice.ManagedClusterAddonProfileArgs(enabled=False)
+            for name in ("azurepolicy", "azureKeyvaultSecretsProvider")
+        },
+        azure_monitor_profile=containerservice.ManagedClusterAzureMonitorProfileArgs(
+            metrics=containerservice.ManagedClusterAzureMonitorProfileMetricsArgs(enabled=False)
         ),
         opts=pulumi.ResourceOptions(depends_on=grants, ignore_changes=["agentPoolProfiles"]),
     )

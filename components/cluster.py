@@ -124,7 +124,9 @@ class Cluster(pulumi.ComponentResource):
             aad_profile=containerservice.ManagedClusterAADProfileArgs(managed=True, enable_azure_rbac=True),
             oidc_issuer_profile=containerservice.ManagedClusterOIDCIssuerProfileArgs(enabled=True),
             security_profile=_security(plan, self.workspace_id),
-            addon_profiles=_add_ons(plan) or None,
+            # What is off is said, too: what an update leaves out stays as it was.
+            # https://github.com/hashicorp/terraform-provider-azurerm, internal/services/containers/kubernetes_addons.go
+            addon_profiles=_add_ons(plan),
             azure_monitor_profile=_metrics(plan),
             opts=pulumi.ResourceOptions(
                 parent=self,
@@ -192,20 +194,18 @@ def _network(plan: ClusterPlan) -> containerservice.ContainerServiceNetworkProfi
 
 
 def _add_ons(plan: ClusterPlan) -> dict[str, containerservice.ManagedClusterAddonProfileArgs]:
-    add_ons = {}
-    if plan.azure_policy:
-        add_ons["azurepolicy"] = containerservice.ManagedClusterAddonProfileArgs(enabled=True)
-    if plan.secrets_store:
-        add_ons[ADD_ON] = containerservice.ManagedClusterAddonProfileArgs(enabled=True, config=ADD_ON_CONFIG)
-    return add_ons
+    return {
+        "azurepolicy": containerservice.ManagedClusterAddonProfileArgs(enabled=plan.azure_policy),
+        ADD_ON: containerservice.ManagedClusterAddonProfileArgs(
+            enabled=plan.secrets_store, config=ADD_ON_CONFIG if plan.secrets_store else None
+        ),
+    }
 
 
-def _metrics(plan: ClusterPlan) -> containerservice.ManagedClusterAzureMonitorProfileArgs | None:
+def _metrics(plan: ClusterPlan) -> containerservice.ManagedClusterAzureMonitorProfileArgs:
     """The agents that fetch metrics; where they send them is `monitoring.Monitoring`'s."""
-    if not plan.managed_prometheus:
-        return None
     return containerservice.ManagedClusterAzureMonitorProfileArgs(
-        metrics=containerservice.ManagedClusterAzureMonitorProfileMetricsArgs(enabled=True)
+        metrics=containerservice.ManagedClusterAzureMonitorProfileMetricsArgs(enabled=plan.managed_prometheus)
     )
 
 
@@ -226,21 +226,18 @@ def _access(plan: ClusterPlan, network: Network | None) -> containerservice.Mana
 def _security(
     plan: ClusterPlan, workspace: pulumi.Output[str] | None
 ) -> containerservice.ManagedClusterSecurityProfileArgs:
-    profile = containerservice.ManagedClusterSecurityProfileArgs(
-        workload_identity=containerservice.ManagedClusterSecurityProfileWorkloadIdentityArgs(enabled=True)
-    )
-    if plan.image_cleaner_hours is not None:
-        profile.image_cleaner = containerservice.ManagedClusterSecurityProfileImageCleanerArgs(
-            enabled=True, interval_hours=plan.image_cleaner_hours
-        )
-    if plan.defender:
-        profile.defender = containerservice.ManagedClusterSecurityProfileDefenderArgs(
-            log_analytics_workspace_resource_id=workspace,
+    return containerservice.ManagedClusterSecurityProfileArgs(
+        workload_identity=containerservice.ManagedClusterSecurityProfileWorkloadIdentityArgs(enabled=True),
+        image_cleaner=containerservice.ManagedClusterSecurityProfileImageCleanerArgs(
+            enabled=plan.image_cleaner_hours is not None, interval_hours=plan.image_cleaner_hours
+        ),
+        defender=containerservice.ManagedClusterSecurityProfileDefenderArgs(
+            log_analytics_workspace_resource_id=workspace if plan.defender else None,
             security_monitoring=containerservice.ManagedClusterSecurityProfileDefenderSecurityMonitoringArgs(
-                enabled=True
+                enabled=plan.defender
             ),
-        )
-    return profile
+        ),
+    )
 
 
 def _autoscaler(plan: ClusterPlan) -> containerservice.ManagedClusterPropertiesAutoScalerProfileArgs:

@@ -123,10 +123,11 @@ class PodMonitorsArgs:
 
     plan: MonitoringPlan
     access: ModelAccess
+    after: Monitoring  # the kind comes with the add-on, some time after the cluster says that it is ready
 
 
 class PodMonitors(pulumi.ComponentResource):
-    """What the cluster's agents fetch beside their own targets. Their kind comes with the add-on."""
+    """What the cluster's agents fetch beside their own targets."""
 
     def __init__(self, name: str, args: PodMonitorsArgs, opts: pulumi.ResourceOptions | None = None) -> None:
         super().__init__("aks-vllm:index:PodMonitors", name, None, opts)
@@ -148,6 +149,6 @@ class PodMonitors(pulumi.ComponentResource):
                     "podTargetLabels": [plan.kept_label],
                     "podMetricsEndpoints": [{"port": each.port, "path": plan.path, "interval": f"{plan.seconds}s"}],
                 },
-                opts=pulumi.ResourceOptions(parent=self),
+                opts=pulumi.ResourceOptions(parent=self, depends_on=[args.after]),
             )
         self.register_outputs({})

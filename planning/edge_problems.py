@@ -68,7 +68,7 @@ def findings(edge: EdgeSettings, today: date | None) -> Iterator[Finding]:
 def _certificate(edge: EdgeSettings, pem: str, *, tls: bool) -> Iterator[tuple[str, object, str, str]]:
     if "PRIVATE KEY" in pem:
         remedy = "replace that key, as it was readable, and put the certificate alone here"
-        yield "certificate", "(hidden)", "holds a private key, which belongs into the Secret only", remedy
+        yield "certificate", "(hidden)", "holds a private key, which belongs into the Secret or the vault only", remedy
         return
     names = _names(pem)
     if names is None:

@@ -231,7 +231,7 @@ def decide(settings: Settings, *, stack: str, source: str, today: date | None = 
     namespace = existing.namespace if existing else NAMESPACE
     problems += cluster_plan.problems(settings, source)
     problems += key_vault.problems(settings, source)
-    problems += monitoring.problems(settings, source)
+    problems += monitoring.problems(settings, source) if existing is None else ()
     problems += registry.problems(settings, source, own_cluster=existing is None)
     problems += edge_problems.problems(settings.edge, source, vaulted=_vaulted(settings))
     streamed = [draft.name for draft in drafts if _streamed(settings, draft)]

@@ -399,8 +399,8 @@ class EdgeSettings(_Described):
     )
     certificate: Text | None = Field(
         default=None,
-        description="The public part of what tls-secret holds, in PEM: checked against host, and for its end, before "
-        "anything is deployed. Never the private key.",
+        description="The public part of what tls-secret or the vault holds, in PEM: checked against host, and for its "
+        "end, before anything is deployed. Never the private key.",
         examples=["-----BEGIN CERTIFICATE-----"],
     )
     keys: dict[Annotated[str, Field(pattern=r"^[a-z][a-z0-9-]{0,62}$")], EdgeKey] = Field(

@@ -98,10 +98,13 @@ _EXAMPLES = {
     for alias, field in model.model_fields.items()
     if field.examples
 }
+#: Names that mean something else in each group.
+_AMBIGUOUS = ("id", "certificate", "hf_token")
 _EXAMPLES |= {
-    f"{group}.id": kind.model_fields["id"].examples[0]  # ty: ignore[not-subscriptable]
+    f"{group}.{name.replace('_', '-')}": kind.model_fields[name].examples[0]  # ty: ignore[not-subscriptable]
     for group, kind in _GROUPS.items()
-    if "id" in kind.model_fields
+    for name in _AMBIGUOUS
+    if name in kind.model_fields
 }
 
 
@@ -480,7 +483,8 @@ def _refuse_error(error: Any, path: list[str], raw: Mapping[str, Any], stack: st
     if path[:2] == ["edge", "keys"] and name != "requests-per-minute" and len(path) > 2:
         _refuse_key(error, path, refuse)
         return
-    named = ".".join(path[-2:]) if name == "id" else name  # two groups have one
+    qualified = ".".join(path[-2:])
+    named = qualified if qualified in _EXAMPLES else name
     refuse(full, error["input"], _limit(error, named), _example(named))
 
 
@@ -528,6 +532,8 @@ def _limit(error: Any, name: str) -> str:
         "existing-cluster.id": "must be the id of an AKS cluster: `az aks show --query id` prints it",
         "registry.id": "must be the id of an Azure registry: `az acr show --query id` prints it",
         "key-vault.id": "must be the id of a vault: `az keyvault show --query id` prints it",
+        "key-vault.hf-token": "must be a secret's name in the vault: 1 to 127 letters, digits and hyphens",
+        "key-vault.certificate": "must be a certificate's name in the vault: 1 to 127 letters, digits and hyphens",
         "login-server": "must be a registry's host name, without https:// in front and without a path behind it",
         "namespace": "must be the name of a namespace: 1 to 63 lower-case letters, digits and hyphens",
         "start": "must be a time of day, as 02:00",

@@ -193,9 +193,19 @@ def _matches(action: str, patterns: list[str] | None) -> bool:
 
 def _providers(plan: StackPlan, azure: ResourceManager) -> Iterator[Result]:
     client = azure.resources
+    region = plan.cluster.location
     for namespace in needs.providers(plan):
         with asking(f"resource provider {namespace}"):
-            state = str(client.providers.get(namespace).registration_state)
+            provider = client.providers.get(namespace)
+            state = str(provider.registration_state)
+            offered = {str(kind.resource_type): kind.locations or [] for kind in provider.resource_types or []}
+            where = {kind: {place.replace(" ", "").lower() for place in places} for kind, places in offered.items()}
+        for type_ in needs.regional(plan):
+            owner, _, kind = type_.partition("/")
+            if owner == namespace and where.get(kind) and region not in where[kind]:
+                message = f"{type_} is not offered in {region}; it is in {', '.join(sorted(where[kind]))}"
+                remedy = "Take the add-on out of add-ons, or choose another region."
+                yield Result(check="providers", status=Status.PROBLEM, message=message, remedy=remedy)
         good = state == "Registered"
         remedy = "" if good else f"az provider register --namespace {namespace} --wait"
         status = Status.OK if good else Status.PROBLEM
@@ -484,7 +494,8 @@ def _key_vault(plan: KeyVaultPlan, azure: ResourceManager) -> Iterator[Result]:
             return
         by_roles = bool(found.get("enableRbacAuthorization"))
         rules = found.get("networkAcls") or {}
-        closed = found.get("publicNetworkAccess") == "Disabled" or rules.get("defaultAction") == "Deny"
+        states = (found.get("publicNetworkAccess"), rules.get("defaultAction"))
+        closed = {"disabled", "deny"} & {str(state).lower() for state in states}
     if not by_roles:
         remedy = f"Its owner runs `az keyvault update --name {name} --enable-rbac-authorization true`."
         message = f"key vault {name} opens by access policies, and the stack's identities have roles"
@@ -501,7 +512,9 @@ def _key_vault(plan: KeyVaultPlan, azure: ResourceManager) -> Iterator[Result]:
                 remedy = (
                     f"`az keyvault secret show --vault-name {name} --name {secret.secret} --query id` looks for it."
                 )
-                yield result(Status.PROBLEM, f"there is no {what}", remedy)
+                # What lies behind a certificate is the vault's own, and may not be shown here.
+                status = Status.WARNING if secret is plan.certificate else Status.PROBLEM
+                yield result(status, f"Resource Manager knows of no {what}", remedy)
                 continue
             ended = attributes.get("exp") is not None and float(attributes["exp"]) <= time.time()
         if attributes.get("enabled") is False or ended:

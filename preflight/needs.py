@@ -88,6 +88,11 @@ def resource_types(plan: StackPlan) -> tuple[str, ...]:
     )
 
 
+def regional(plan: StackPlan) -> tuple[str, ...]:
+    """Of those, what is not to be had in every region that has GPUs."""
+    return tuple(type_ for type_ in resource_types(plan) if type_ in ("Microsoft.Monitor/accounts", *GRAFANA))
+
+
 def actions(plan: StackPlan) -> tuple[str, ...]:
     """What the deployer must be allowed to do in the stack's resource group, in the words of role definitions.
 

@@ -125,7 +125,7 @@ def _models(plan: StackPlan, hub: str) -> Iterator[Result]:
         remedy = (
             f"pulumi config set --secret aks-vllm:hf-token --stack {plan.stack}; or put one into HF_TOKEN for this."
         )
-        if plan.key_vault is not None:
+        if plan.key_vault is not None and plan.key_vault.token is not None:
             remedy = "Put it into HF_TOKEN for this: the vault is not read here."
         message = f"whether a token may read {gated}: there is no token here"
         yield Result(check="hugging-face", status=Status.NOT_DONE, message=message, remedy=remedy)

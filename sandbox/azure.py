@@ -235,6 +235,9 @@ class SimulatedAzure(sdk.Provider):
                     name, old, new = show_path(change.path), change.old, change.new
                     message = f"changing property {name!r} from {old!r} to {new!r} is not allowed"
                     raise AzureError(400, immutable["code"], f"{message} ({immutable['source']})")
+        for name in rules()["resources"][type_].get("keeps", ()):
+            if name in found["inputs"]:
+                inputs[name] = _filled(found["inputs"][name], inputs.get(name, {}))
         self._put("update", type_, id_, request.urn, inputs, dict(found.get("nodes", {})))
         return sdk.UpdateResponse(properties=self._outputs(id_, inputs))
 

@@ -23,7 +23,9 @@ def _vaulted(recorded: Record, **settings: object) -> Recording:
 def test_the_add_on_rotates_and_its_configuration_is_text(recorded: Record) -> None:
     add_ons = _vaulted(recorded).one(CLUSTER).inputs["addonProfiles"]
     config = {"enableSecretRotation": "true", "rotationPollInterval": "2m"}
-    assert add_ons == {"azureKeyvaultSecretsProvider": {"enabled": True, "config": config}}
+    assert add_ons["azureKeyvaultSecretsProvider"] == {"enabled": True, "config": config}
+    off = recorded().one(CLUSTER).inputs["addonProfiles"]
+    assert off["azureKeyvaultSecretsProvider"] == {"enabled": False}, "left out, the add-on would stay"
 
 
 def test_the_class_names_the_secret_and_copies_nothing_into_the_cluster(recorded: Record) -> None:

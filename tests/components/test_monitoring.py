@@ -22,7 +22,8 @@ def _watched(recorded: Record, *add_ons: str) -> Recording:
 def test_nothing_is_declared_unless_it_is_asked_for(recorded: Record) -> None:
     plain = recorded()
     assert not [r for r in plain.registrations if ":monitor:" in r.type or r.type in (GRAFANA, POD_MONITOR)]
-    assert "azureMonitorProfile" not in plain.one(CLUSTER).inputs
+    off = plain.one(CLUSTER).inputs["azureMonitorProfile"]
+    assert off == {"metrics": {"enabled": False}}, "left out, the agents of before would stay"
     assert "grafana" not in plain.outputs
 
 

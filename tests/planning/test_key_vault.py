@@ -92,12 +92,14 @@ def test_the_certificate_in_two_places_is_refused() -> None:
     ("vault", "message"),
     [
         ({"id": "platform", "hf-token": "a"}, "must be the id of a vault"),
-        ({"id": ID, "hf-token": "my_secret"}, "key-vault.hf-token"),
+        ({"id": ID, "hf-token": "my_secret"}, "must be a secret's name in the vault"),
+        ({"id": ID, "certificate": "a.b"}, "key-vault.certificate = a.b: must be a certificate's name in the vault"),
+        ({"id": ID, "certificate": "a.b"}, "for example key-vault.certificate: llm-example-com"),
         ({"id": ID}, "names nothing that the stack reads"),
         ({"hf-token": "a"}, "key-vault.id"),
         ({**VAULT, "hf-tokn": "a"}, "is not a key of this program"),
     ],
-    ids=["id", "name", "no-name", "no-id", "misspelt"],
+    ids=["id", "name", "certificate", "example", "no-name", "no-id", "misspelt"],
 )
 def test_a_wrong_vault_is_told_by_its_key(vault: dict[str, str], message: str) -> None:
     assert message in refusals(key_vault=vault)

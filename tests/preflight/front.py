@@ -79,6 +79,7 @@ class Front:
         self.restrictions: dict[str, list[Json]] = {}
         self.missing_sizes: set[str] = set()
         self.unregistered: dict[str, str] = {}
+        self.grafana_in = ["East US", "West Europe"]
         self.state = "Enabled"
         self.cluster: Json = None
         self.pools: list[Json] = []
@@ -235,7 +236,12 @@ class Front:
         return {"name": role, "properties": {"roleName": name, "type": "BuiltInRole", "permissions": permissions}}
 
     def _provider(self, namespace: str, **_: Any) -> Json:
-        return {"namespace": namespace, "registrationState": self.unregistered.get(namespace, "Registered")}
+        kinds = {"Microsoft.Dashboard": "grafana", "Microsoft.Monitor": "accounts"}
+        return {
+            "namespace": namespace,
+            "registrationState": self.unregistered.get(namespace, "Registered"),
+            "resourceTypes": [{"resourceType": kinds.get(namespace, "operations"), "locations": self.grafana_in}],
+        }
 
     def _cluster(self, _group: str, name: str, **_: Any) -> Json | Broken:
         return self.cluster or Broken(404, text=json.dumps({"error": {"code": "ResourceNotFound", "message": name}}))

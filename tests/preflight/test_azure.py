@@ -562,6 +562,17 @@ def test_what_add_ons_need_is_registered_too() -> None:
     assert metrics <= {*watched}
 
 
+def test_an_add_on_that_the_region_has_not_is_told_before_the_cluster_is_paid_for(front: Front) -> None:
+    plan = planned("prod", ["add-ons=[managed-prometheus, managed-grafana]"])
+    assert {result.status for result in look(front, plan)["providers"]} == {Status.OK}
+    front.grafana_in = ["West Europe"]
+    told = [result.message for result in look(front, plan)["providers"] if result.status is Status.PROBLEM]
+    assert [message.partition(" is not offered in eastus; it is in westeurope")[0] for message in told] == [
+        "Microsoft.Dashboard/grafana",
+        "Microsoft.Monitor/accounts",
+    ]
+
+
 def test_a_subnet_of_somebody_else_is_asked_for_on_its_own(front: Front) -> None:
     """Owner of the stack's own group is not enough: the network's group is another one."""
     front.assigned = [(f"/subscriptions/{SUBSCRIPTION}/resourceGroups/rg-aks-vllm-prod", OWNER, None)]
@@ -583,10 +594,10 @@ def test_a_vault_that_has_the_token_and_opens_by_roles_is_good(front: Front) -> 
     ("vault", "secrets", "words"),
     [
         (None, {}, ["key vault platform is not there"]),
-        ({"enableRbacAuthorization": True}, {}, ["there is no hugging-face"]),
+        ({"enableRbacAuthorization": True}, {}, ["knows of no hugging-face"]),
         ({"enableRbacAuthorization": True}, {"hugging-face": {"enabled": False}}, ["is disabled"]),
         ({"enableRbacAuthorization": True}, {"hugging-face": {"enabled": True, "exp": 1}}, ["has expired"]),
-        ({"enableRbacAuthorization": False}, {}, ["opens by access policies", "there is no hugging-face"]),
+        ({"enableRbacAuthorization": False}, {}, ["opens by access policies", "knows of no hugging-face"]),
     ],
     ids=["no-vault", "no-secret", "disabled", "expired", "two-at-once"],
 )
@@ -601,7 +612,7 @@ def test_a_vault_that_would_leave_pods_waiting_is_a_problem(
 
 
 @pytest.mark.parametrize(
-    "rules", [{"publicNetworkAccess": "Disabled"}, {"networkAcls": {"defaultAction": "Deny"}}], ids=["off", "firewall"]
+    "rules", [{"publicNetworkAccess": "disabled"}, {"networkAcls": {"defaultAction": "Deny"}}], ids=["off", "firewall"]
 )
 def test_a_vault_behind_a_firewall_is_told(front: Front, rules: dict[str, Any]) -> None:
     front.vault = {"enableRbacAuthorization": True, **rules}

@@ -334,6 +334,16 @@ def test_a_cluster_is_a_control_plane_with_its_system_nodes(cloud: Cloud, cluste
     assert outputs["identity"]["principalId"]
 
 
+def test_what_an_update_of_a_cluster_leaves_out_stays_and_what_it_switches_off_goes(cloud: Cloud, cluster: str):
+    policy = {"azurepolicy": {"enabled": True}}
+    cloud.update(CLUSTER, cluster, {"addonProfiles": policy, "azureMonitorProfile": {"metrics": {"enabled": True}}})
+    cloud.inputs[cluster] = GOOD[CLUSTER]
+    cloud.update(CLUSTER, cluster, {"azureMonitorProfile": {"metrics": {"enabled": False}}})
+    live, _ = cloud.read(CLUSTER, cluster)
+    assert live["addonProfiles"]["azurepolicy"]["enabled"]
+    assert not live["azureMonitorProfile"]["metrics"]["enabled"]
+
+
 def test_a_pool_is_nodes_with_the_gpus_labels_and_taints_of_its_size(cloud: Cloud, cluster: str):
     pool = cloud.create(POOL)
     name, node = next((n, d) for n, d in cloud.plane.nodes.items() if "h100x8" in n)
