@@ -13,7 +13,7 @@ from __future__ import annotations
 import importlib.metadata
 import sys
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +25,7 @@ from sandbox.engine import execute
 from sandbox.providers import PROVIDER_TYPE, Providers
 from sandbox.state import SECRET_SIGNATURE, SIGNATURE, ResourceState
 from sandbox.values import UNKNOWN, Scrubber, Secret
+from tests.sandbox.project import OPTIONS
 
 ROOT = Path(__file__).parents[2]
 TOKEN = "hf_" + "x" * 34  # made up
@@ -34,6 +35,10 @@ UNKNOWN_TEXT = "04da6b54-80e4-46f7-96ec-b56ff0331ba9"
 ONLY_CLI = ("version", "__internal")
 #: On what the real Kubernetes provider has made up a name for.
 AUTONAMED = "pulumi.com/autonamed"
+
+#: Every stack file, and the parts that most are made without.
+STACKS = sorted(path.stem.removeprefix("Pulumi.") for path in (ROOT / "stacks").glob("Pulumi.*.yaml"))
+CASES: tuple[tuple[str, Sequence[str]], ...] = (*((stack, ()) for stack in STACKS), ("sandbox", OPTIONS))
 
 Resource = Mapping[str, Any]
 
@@ -155,9 +160,9 @@ def _disagreements(ours: Any, theirs: Any, path: str) -> Iterator[str]:
         yield f"{path}: embedded {ours!r}, CLI {theirs!r}"
 
 
-def differences(stack: str, folder: Path) -> tuple[int, list[str]]:
+def differences(stack: str, folder: Path, settings: Sequence[str] = ()) -> tuple[int, list[str]]:
     """How many resources there are in either, and what differs, in words."""
-    config = read_config(ROOT / f"stacks/Pulumi.{stack}.yaml", [], TOKEN)
+    config = read_config(ROOT / f"stacks/Pulumi.{stack}.yaml", settings, TOKEN)
     ours, theirs = embedded(stack, config), cli(stack, config, folder)
     words = [f"{urn}: only the embedded engine has it" for urn in sorted({*ours} - {*theirs})]
     words += [f"{urn}: only the CLI has it" for urn in sorted({*theirs} - {*ours})]
@@ -171,12 +176,15 @@ def differences(stack: str, folder: Path) -> tuple[int, list[str]]:
 def main() -> int:
     """A line for each stack."""
     failed = False
-    for path in sorted((ROOT / "stacks").glob("Pulumi.*.yaml")):
-        stack = path.stem.removeprefix("Pulumi.")
+    for stack, settings in CASES:
         with tempfile.TemporaryDirectory() as folder:
-            count, words = differences(stack, Path(folder))
+            count, words = differences(stack, Path(folder), settings)
         bad = {line.split(": ", 1)[0] for line in words}
-        print(f"{stack}: {count - len(bad)} of {count} resources are the same", *words, sep="\n  ")
+        print(
+            f"{stack}{' with every option' if settings else ''}: {count - len(bad)} of {count} resources are the same",
+            *words,
+            sep="\n  ",
+        )
         failed = failed or bool(words)
     return int(failed)
 

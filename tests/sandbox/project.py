@@ -28,6 +28,12 @@ ROOMS = (
     "gitops",
     "policy",
 )
+#: Parts that most stacks are made without.
+OPTIONS = (
+    "add-ons=[managed-prometheus, managed-grafana, log-analytics]",
+    "key-vault={id: /subscriptions/00000000-0000-0000-0000-00000000aaaa/resourceGroups/rg-platform/providers"
+    "/Microsoft.KeyVault/vaults/platform, hf-token: hugging-face, certificate: llm-example-com}",
+)
 STATE = ".sandbox/sandbox"
 QUICK = {**os.environ, "AKS_VLLM_POD_READY_SECONDS": "0.5"}
 

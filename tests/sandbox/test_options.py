@@ -7,19 +7,11 @@ from typing import Any
 import pytest
 from kubernetes import client
 
-from tests.sandbox.project import Project
+from tests.sandbox.project import OPTIONS, Project
 
 pytestmark = pytest.mark.control_plane
 
-VAULT = (
-    "/subscriptions/00000000-0000-0000-0000-00000000aaaa/resourceGroups/rg-platform/providers"
-    "/Microsoft.KeyVault/vaults/platform"
-)
-SETTINGS = (
-    "add-ons=[managed-prometheus, managed-grafana, log-analytics]",
-    f"key-vault={{id: {VAULT}, hf-token: hugging-face, certificate: llm-example-com}}",
-)
-UP = ("up", *(part for setting in SETTINGS for part in ("--set", setting)))
+UP = ("up", *(part for setting in OPTIONS for part in ("--set", setting)))
 
 
 def pod_monitors(project: Project) -> set[str]:
