@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import atexit
 import json
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -83,7 +85,9 @@ class PulumiCli(Tool):
         file = self.folder / "stacks" / f"Pulumi.{self.stack}.yaml"
         # The rest of it, too: by it the secrets are read.
         document = {**yaml.safe_load(file.read_text()), "config": stack_file.config_of(file, settings)}
-        copy = Path(tempfile.mkdtemp(prefix="aks-vllm-")) / file.name
+        folder = tempfile.mkdtemp(prefix="aks-vllm-")
+        atexit.register(shutil.rmtree, folder, ignore_errors=True)  # the update outlives this call, not this process
+        copy = Path(folder) / file.name
         copy.write_text(yaml.safe_dump(document))
         return copy
 
