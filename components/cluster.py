@@ -9,9 +9,10 @@ from pulumi_azure_native import containerservice, managedidentity, operationalin
 
 from components.grants import grant
 from components.network import Network, NetworkArgs
-from planning.cluster import MANAGED_IDENTITY_OPERATOR, NETWORK_CONTRIBUTOR, ClusterPlan, SystemPoolPlan
+from planning.cluster import ClusterPlan, SystemPoolPlan
 from planning.key_vault import ADD_ON, ADD_ON_CONFIG
 from planning.names import Names
+from planning.roles import MANAGED_IDENTITY_OPERATOR, NETWORK_CONTRIBUTOR
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -10,8 +10,9 @@ from pulumi_kubernetes import apiextensions, core, meta
 
 from components.cluster import Cluster
 from components.workload_identity import workload_identity
-from planning.key_vault import SECRETS_USER, KeyVaultPlan, VaultSecretPlan
+from planning.key_vault import KeyVaultPlan, VaultSecretPlan
 from planning.names import Names
+from planning.roles import VAULT_SECRETS_USER
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,7 +82,7 @@ class KeyVault(pulumi.ComponentResource):
             group=cluster.resource_group.name,
             location=cluster.plan.location,
             tags=cluster.plan.tags,
-            role=SECRETS_USER,
+            role=VAULT_SECRETS_USER,
             scope=args.plan.scope(secret),
             issuer=cluster.issuer_url,
             namespace=namespace,

@@ -17,10 +17,7 @@ from components.grants import grant
 from planning.cluster import ClusterPlan
 from planning.existing_cluster import ExistingClusterPlan
 from planning.kubeconfig import for_kubelogin
-
-#: Azure Kubernetes Service RBAC Cluster Admin.
-#: https://learn.microsoft.com/azure/role-based-access-control/built-in-roles
-RBAC_CLUSTER_ADMIN = "b1ff04bb-8a4e-4dc4-8eb5-8693973ce19b"
+from planning.roles import RBAC_CLUSTER_ADMIN
 
 
 @dataclass(frozen=True, kw_only=True)

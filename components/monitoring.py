@@ -11,8 +11,9 @@ from pulumi_kubernetes import apiextensions, meta
 from components.cluster import Cluster
 from components.grants import grant
 from components.model_access import ModelAccess
-from planning.monitoring import MONITORING_DATA_READER, STREAM, MonitoringPlan
+from planning.monitoring import STREAM, MonitoringPlan
 from planning.names import Names
+from planning.roles import MONITORING_DATA_READER
 
 DESTINATION = "workspace"  # the rule's own name for it
 

@@ -16,13 +16,12 @@ from components.model_pod import WORKLOAD_IDENTITY, empty_dir, restricted, task_
 from components.workload_identity import workload_identity
 from planning import names
 from planning.plan import StackPlan
+from planning.roles import BLOB_DATA_CONTRIBUTOR, BLOB_DATA_READER
 from planning.weight_source import UploadPlan, WeightStorePlan
 
 #: Which identity AKS's workload identity webhook signs a service account's pods in as.
 #: https://learn.microsoft.com/azure/aks/workload-identity-overview
 CLIENT_ID = "azure.workload.identity/client-id"
-#: Storage Blob Data Reader and Contributor. https://learn.microsoft.com/azure/role-based-access-control/built-in-roles
-READER, CONTRIBUTOR = "2a2b9908-6ea1-4ae2-8e65-a410df84e7d1", "ba92f5b4-2d11-453d-a403-e96b0029c9fe"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,10 +78,12 @@ class WeightStore(pulumi.ComponentResource):
         self.ready = []
         # Two identities: a server that faces the network must not be able to change what the next one serves.
         accounts = [(f"model-{model}", model) for model in plan.readers]
-        self.reader_client_id = self._identity("reader", stack.names.weights_reader, accounts, READER, container)
+        self.reader_client_id = self._identity(
+            "reader", stack.names.weights_reader, accounts, BLOB_DATA_READER, container
+        )
         uploader = [("weights-upload", plan.uploader)]
         self.uploader_client_id = self._identity(
-            "uploader", stack.names.weights_uploader, uploader, CONTRIBUTOR, container
+            "uploader", stack.names.weights_uploader, uploader, BLOB_DATA_CONTRIBUTOR, container
         )
         self.register_outputs({"account": self.account_name})
 

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from planning import catalogue, monitoring, network, registry
+from planning import catalogue, monitoring, network, registry, roles
 from planning.findings import Finding, Problem, Severity
 from planning.network import ApiServerPlan, NetworkPlan
 
@@ -16,11 +16,6 @@ if TYPE_CHECKING:
 
     from planning.capacity import GpuPoolPlan
     from planning.settings import Settings
-
-#: Built-in roles. https://learn.microsoft.com/azure/role-based-access-control/built-in-roles
-NETWORK_CONTRIBUTOR = "4d97b98b-1d4f-4787-a291-c67834d212e7"
-MANAGED_IDENTITY_OPERATOR = "f1a07417-d97a-45cb-824c-7a7467783830"
-CONTRIBUTOR = "b24988ac-6180-42a0-ab88-20f7382dd24c"
 
 #: At least two nodes of four vCPUs, not of the B series: https://learn.microsoft.com/azure/aks/use-system-pools
 SYSTEM_VM_SIZE, SYSTEM_VCPUS, SYSTEM_FAMILY = "Standard_D4ds_v5", 4, "standardDDSv5Family"
@@ -235,9 +230,9 @@ def _add_ons(settings: Settings) -> Sequence[str]:
 def _grants(settings: Settings) -> Iterator[GrantPlan]:
     """The cluster's own network and identities are granted where they are declared."""
     if subnet := settings.network.subnet_id:
-        yield GrantPlan(name="subnet", scope=subnet, role=NETWORK_CONTRIBUTOR)
+        yield GrantPlan(name="subnet", scope=subnet, role=roles.NETWORK_CONTRIBUTOR)
     if group := settings.gpu_nodes.capacity_reservation_group:
-        yield GrantPlan(name="capacity-reservation", scope=group, role=CONTRIBUTOR)
+        yield GrantPlan(name="capacity-reservation", scope=group, role=roles.CONTRIBUTOR)
     if settings.registry and settings.registry.id:
         role = registry.pull_role(settings.registry)
         yield GrantPlan(name="registry", scope=settings.registry.id, role=role, identity="kubelet")

@@ -17,9 +17,6 @@ if TYPE_CHECKING:
     from planning.plan import ModelPlan
     from planning.settings import Settings
 
-#: Key Vault Secrets User, of certificates too: what goes with their private keys is read as a secret.
-#: https://learn.microsoft.com/azure/role-based-access-control/built-in-roles/security
-SECRETS_USER = "4633458b-17de-408a-b874-0445c86b69e6"
 #: Of the add-on, whose configuration is all strings. https://learn.microsoft.com/azure/aks/csi-secrets-store-driver
 ADD_ON = "azureKeyvaultSecretsProvider"
 ADD_ON_CONFIG = {"enableSecretRotation": "true", "rotationPollInterval": "2m"}

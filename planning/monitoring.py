@@ -14,9 +14,6 @@ if TYPE_CHECKING:
 
 #: The add-ons' names in the stack file.
 PROMETHEUS, GRAFANA = "managed-prometheus", "managed-grafana"
-#: Of a Grafana that draws what a workspace holds.
-#: https://learn.microsoft.com/azure/role-based-access-control/built-in-roles/monitor
-MONITORING_DATA_READER = "b0d8363b-8ddd-447d-831f-62ca05bff136"
 #: The one stream of the add-on's data collection rule.
 #: https://learn.microsoft.com/azure/azure-monitor/containers/kubernetes-monitoring-enable
 STREAM = "Microsoft-PrometheusMetrics"

@@ -6,17 +6,13 @@ from collections.abc import Iterator
 from dataclasses import dataclass, fields, is_dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from planning import catalogue
+from planning import catalogue, roles
 from planning.catalogue import Image
 from planning.findings import Finding, Problem, Severity
 
 if TYPE_CHECKING:
     from planning.settings import RegistrySettings, Settings
 
-#: Built-in roles for pulling: AcrPull, and the one of registries whose permissions go by repository, which ignore it.
-#: https://learn.microsoft.com/azure/container-registry/container-registry-rbac-built-in-roles-directory-reference
-ACR_PULL = "7f951dda-4ed3-4680-a7ca-43fe172d538d"
-REPOSITORY_READER = "b93aa761-3e63-49ed-ac28-beffa264f7ac"
 #: Where Azure's registries are, by cloud.
 #: https://learn.microsoft.com/azure/container-registry/container-registry-firewall-access-rules
 AZURE_HOSTS = (".azurecr.io", ".azurecr.cn", ".azurecr.us")
@@ -72,7 +68,7 @@ def images_of(value: Any) -> Iterator[Image]:
 
 def pull_role(registry: RegistrySettings) -> str:
     """GUID of the role that lets somebody pull."""
-    return REPOSITORY_READER if registry.abac else ACR_PULL
+    return roles.REPOSITORY_READER if registry.abac else roles.ACR_PULL
 
 
 def problems(settings: Settings, source: str, *, own_cluster: bool) -> Iterator[Problem]:

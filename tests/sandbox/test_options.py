@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 import pytest
 from kubernetes import client
 
-from tests.sandbox.project import OPTIONS, Project
+from planning.roles import MONITORING_DATA_READER, VAULT_SECRETS_USER
+from sandbox.azure import GRANT
+from tests.sandbox.project import OPTIONS, STATE, Project
 
 pytestmark = pytest.mark.control_plane
 
@@ -38,6 +41,9 @@ def test_a_stack_with_a_vault_and_with_metrics_comes_up_and_stays_as_it_is(proje
     secrets: Any = core.list_namespaced_secret("vllm")
     assert not secrets.items, "the token would be in the cluster, and in the state"
     assert pod_monitors(project) == {"replicas", "edge"}
+    azure = json.loads((project.folder / STATE / "azure.json").read_text())["resources"]
+    roles = [each["inputs"]["roleDefinitionId"].rpartition("/")[2] for each in azure if each["type"] == GRANT]
+    assert roles.count(MONITORING_DATA_READER) == 1 and roles.count(VAULT_SECRETS_USER) == 2
 
 
 def test_the_token_goes_back_to_the_stack_and_metrics_away_in_place(project: Project) -> None:
