@@ -280,7 +280,11 @@ def download(model: str, revision: str, target: Path, exclude: list[str], patien
         if noted.exists() and noted.read_text() != commit:
             shutil.rmtree(target)  # files of two commits must not be mixed
             target.mkdir()
-        noted.write_text(commit)
+        if not noted.exists():
+            # Once, and by a rename: half of it would be another commit's, and all that was fetched would go.
+            part = target / f"{COMMIT}.part"
+            part.write_text(commit)
+            part.replace(noted)
         (target / MARKER).unlink(missing_ok=True)
         missing = [file for file in files if not _has_size(target / file.path, file.size)]
         kept = sum(_size(target / f"{file.path}.part") for file in missing)

@@ -185,6 +185,17 @@ def test_however_often_and_wherever_it_dies_nothing_half_written_has_a_name(tmp_
     assert_complete(target)
 
 
+def test_the_note_of_the_commit_is_written_once(tmp_path: Path) -> None:
+    """Written at every start, a kill in mid-write would leave an empty one, for which everything is fetched anew."""
+    notes = []
+    with FakeHub(FILES) as hub:
+        for _ in range(2):
+            assert run(hub, tmp_path)[0] == 0
+            notes.append((tmp_path / "model" / ".commit").stat())
+            (tmp_path / "model" / MARKER).unlink()
+    assert notes[0].st_mtime_ns == notes[1].st_mtime_ns
+
+
 def _size(path: Path) -> int:
     return path.stat().st_size if path.exists() else 0
 
