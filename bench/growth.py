@@ -19,6 +19,8 @@ from sandbox.engine import record
 count = int(sys.argv[1])
 models = {f"m{number}": {"preset": "qwen3-8b"} for number in range(count)}
 config = {"azure-native:location": "eastus", "aks-vllm:models": json.dumps(models)}
+config["aks-vllm:environment"] = "development"  # in production weights are streamed, by at most twenty models
+config["aks-vllm:network"] = json.dumps({"pod-cidr": "10.64.0.0/10"})  # a /24 for each of a thousand nodes
 started = time.process_time()
 recording = record(ROOT, "bench", config, secret_keys=[])
 print(json.dumps({"seconds": time.process_time() - started, "resources": len(recording.registrations)}))
