@@ -828,5 +828,5 @@ def _regions(pools: Iterable[GpuPoolPlan], location: str) -> Iterator[Finding]:
 
 def _choice(value: str, known: Sequence[str]) -> str:
     near = difflib.get_close_matches(value, known, n=1, cutoff=0.5)
-    listed = "`make presets` lists them" if len(known) > CHOICES_SHOWN else f"The choices are {', '.join(known)}"
-    return (f"did you mean {near[0]}? " if near else "") + listed
+    choices = "`make presets` lists them" if len(known) > CHOICES_SHOWN else f"The choices are {', '.join(known)}"
+    return (f"did you mean {near[0]}? " if near else "") + choices
